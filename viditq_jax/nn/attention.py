@@ -1,0 +1,51 @@
+"""Scaled dot-product attention; the softmax is in float32."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from viditq_jax.nn.linear import Linear
+
+
+def attention(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b l h d"],
+    v: Float[Array, "b l h d"],
+    *,
+    mask: Bool[Array, "b #h #n l"] | None = None,
+    bias: Float[Array, "#b h n l"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "b n h d"]:
+    """softmax(q k^T * scale + bias) v for each head.
+
+    mask: False keys take no part. scale: 1/sqrt(d) where not given.
+    """
+    with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, bias=bias, scale=scale)
+
+
+def split_heads(x: Float[Array, "b n hd"], heads: int) -> Float[Array, "b n h d"]:
+    """Cut the channels into heads, head by head (head-major)."""
+    return rearrange(x, "b n (h d) -> b n h d", h=heads)
+
+
+def merge_heads(x: Float[Array, "b n h d"]) -> Float[Array, "b n hd"]:
+    """The inverse of split_heads."""
+    return rearrange(x, "b n h d -> b n (h d)")
+
+
+class SelfAttention(nnx.Module):
+    """Self-attention with one fused projection for queries, keys and values (in this order), all with biases."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f"width {width} does not divide into {heads} heads; choose a divisor.")
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, rngs=rngs)
+        self.proj = Linear(width, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        return self.proj(merge_heads(attention(q, k, v)))
