@@ -1,0 +1,1 @@
+"""Packaged data: recipes, prompts, and the default model with its card."""

@@ -1,0 +1,199 @@
+"""Artifacts: a pipeline as a folder. Saving is atomic, loading refuses whatever was torn or altered.
+
+    pipeline.json     facts (models, configs, sampler, recipe, source), versions, size and sha256 of every other file
+    denoiser/ ...     one Orbax tree a Net, its leaves under their flat names, in their own types
+    tokenizer/ ...    small files, verbatim
+
+`pipeline.json` is written last, and the folder gets its name only when it is whole. Codes of quantized weights are
+stored as they are in memory; nothing is requantized when an artifact is loaded.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from viditq_jax.net import Net
+
+FORMAT = 1
+FACTS_FILE = "pipeline.json"
+_BLOCK = 1 << 22  # bytes read at once while hashing
+
+
+class ArtifactError(ValueError):
+    """An artifact that cannot be read or written as asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A pipeline before it is built: what `convert` gives and `save` writes.
+
+    facts: JSON-able; one entry a Net with its model and config, and "sampler", "guidance", "conditions", ...
+    nets: by name ("denoiser", "decoder", "text_encoder"), called one after the other, so that each model can be
+        written and freed before the next is read.
+    files: small files to keep verbatim, by relative name ("tokenizer/spiece.model").
+    """
+
+    facts: dict[str, Any]
+    nets: Mapping[str, Callable[[], Net]]
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def _flat(net: Net) -> dict[str, Any]:
+    """Every leaf of a Net by its name; a quantized weight has several ("blocks/0/attn/qkv/weight/weight/scale")."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(net.params)
+    return {"/".join(_key_name(key) for key in path if _key_name(key)): leaf for path, leaf in leaves}
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key).strip(".")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FACTS_FILE)
+    return {
+        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes and stores a result, for records."""
+    packages = ("viditq-jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it writes
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write an artifact; the folder appears under its name only when it is whole.
+
+    Raises ArtifactError if the folder exists (unless `overwrite`, which replaces it at the very end), or if the disk
+    refuses; nothing half-written is left behind and an existing artifact stays untouched.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ArtifactError(f"{path} exists already; choose another name, or ask to overwrite it.")
+    if path.exists() and not (path / FACTS_FILE).is_file():
+        raise ArtifactError(f"{path} exists and is not an artifact (no {FACTS_FILE}); it is not overwritten.")
+    partial = path.parent / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+    try:
+        partial.mkdir(parents=True)
+        for name, load in artifact.nets.items():
+            with _checkpointer() as checkpointer:
+                checkpointer.save((partial / name).resolve(), _flat(load()))
+        for name, content in artifact.files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+        facts = {"format": FORMAT, **artifact.facts, "versions": versions(), "files": _listing(partial)}
+        (partial / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+        _replace(partial, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
+                            f"permissions of {path.parent}, and run again.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Give the finished folder its name; an older one is set aside first, so that one of the two always exists."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = path.parent / f".{path.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """The facts of an artifact, after every one of its files has been checked against its size and sha256.
+
+    Raises ArtifactError, which names the file, if the artifact is torn, altered or of another format version.
+    """
+    path = Path(path)
+    file = path / FACTS_FILE
+    if not file.is_file():
+        raise ArtifactError(f"{path} is not an artifact: it has no {FACTS_FILE}. Make one with `viditq convert`.")
+    try:
+        facts = json.loads(file.read_text())
+        version, listing = facts["format"], facts["files"]
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listing.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{file} is not valid ({type(error).__name__}: {error}); make the artifact again.") from error
+    if version != FORMAT:
+        raise ArtifactError(
+            f"{path} has format version {version!r}, this library reads {FORMAT}; "
+            f"convert the source again, or install the version of viditq-jax that wrote it."
+        )
+    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {FACTS_FILE}
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found)]
+    faults += [f"{name} does not belong to it" for name in sorted(found - expected.keys())]
+    for name in sorted(found & expected.keys()):
+        size, digest = expected[name]
+        if (path / name).stat().st_size != size:
+            faults.append(f"{name} has {(path / name).stat().st_size} bytes instead of {size}")
+        elif _sha256(path / name) != digest:
+            faults.append(f"{name} was altered (its sha256 differs)")
+    if faults:
+        raise ArtifactError(f"{path} is torn or altered: {'; '.join(faults)}. Make the artifact again from its source.")
+    return facts
+
+
+def restore(path: str | Path, name: str, target: Net) -> Net:
+    """The Net `name` of an artifact, in the structure, shapes and types of the abstract Net `target`.
+
+    Raises ArtifactError, with all differences, if the stored arrays are not those that `target` describes.
+    """
+    folder = (Path(path) / name).resolve()
+    wanted = _flat(target)
+    with _checkpointer() as checkpointer:
+        stored = checkpointer.metadata(folder).item_metadata.tree
+        faults = [f"{key} is missing" for key in sorted(wanted.keys() - stored.keys())]
+        faults += [f"{key} is unexpected" for key in sorted(stored.keys() - wanted.keys())]
+        for key in sorted(wanted.keys() & stored.keys()):
+            have = (tuple(stored[key].shape), np.dtype(stored[key].dtype))
+            want = (tuple(wanted[key].shape), np.dtype(wanted[key].dtype))
+            if have != want:
+                faults.append(f"{key} is {have[1]}{list(have[0])}, expected {want[1]}{list(want[0])}")
+        if faults:
+            shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
+            raise ArtifactError(f"{folder} does not hold the model that {FACTS_FILE} describes: {shown}.")
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        leaves = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for key, leaf in wanted.items()}
+        restored = checkpointer.restore(
+            folder, ocp.args.PyTreeRestore(leaves, restore_args=ocp.checkpoint_utils.construct_restore_args(leaves))
+        )
+    structure = jax.tree.structure(target.params)
+    return Net(jax.tree.unflatten(structure, [restored[key] for key in wanted]), target.graphdef)

@@ -1,0 +1,1 @@
+"""Model architectures, one a file: each defines `Config`, `CONFIGS` and `build`."""
