@@ -51,3 +51,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... k"]) -> Float[Array, "... n"]:
         return linear(self.weight.get_value(), x, None if self.bias is None else self.bias.get_value())
+
+
+def zeroed(layer: Linear) -> Linear:
+    """The layer with a zero weight: a fresh residual branch that starts as nothing."""
+    layer.weight.set_value(jnp.zeros_like(layer.weight.get_value()))
+    return layer
