@@ -94,6 +94,15 @@ class Net:
 
         return self.map_variables(cast)
 
+    @property
+    def dtype(self) -> Any:
+        """The type that the model computes in: that of its unquantized floating-point variables."""
+        for _, variable in self.variables():
+            value = variable.get_value()
+            if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating):
+                return value.dtype
+        raise ValueError("this Net has no unquantized floating-point variable, so its dtype is unknown.")
+
     def nbytes(self) -> int:
         """Bytes that the arrays occupy; two 4-bit codes count as one byte."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.params))

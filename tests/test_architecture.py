@@ -1,0 +1,97 @@
+"""Who may import whom: the table of the architecture, read from every file's import statements."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("viditq_jax", "pallas_kernels", "converters")
+EVERYTHING = ("viditq_jax", "pallas_kernels", "converters")
+
+# The longest matching row applies. A package may import itself and what its row names.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "pallas_kernels": (),
+    "converters": ("viditq_jax.models", "viditq_jax.net", "viditq_jax.checkpoint", "viditq_jax.plugins"),
+    "viditq_jax.net": (),
+    "viditq_jax.plugins": (),
+    "viditq_jax.nn": ("viditq_jax.net", "pallas_kernels"),
+    "viditq_jax.models": ("viditq_jax.nn",),
+    "viditq_jax.quant": ("viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "pallas_kernels"),
+    "viditq_jax.sampling": (),
+    "viditq_jax.evaluate": ("viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.generate"),
+    "viditq_jax.checkpoint": ("viditq_jax.net",),
+    "viditq_jax.conditions": (),
+    "viditq_jax.pipeline": (
+        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.conditions",
+        "viditq_jax.net", "viditq_jax.plugins", "converters",
+    ),
+    "viditq_jax.calibrate": (
+        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.pipeline",
+        "viditq_jax.net",
+    ),
+    "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline"),
+    "viditq_jax.report": (),
+    "viditq_jax.cli": EVERYTHING,
+    "viditq_jax.assets": (),
+    "viditq_jax": EVERYTHING,
+}  # fmt: skip
+THIRD_PARTY_FREE = {"pallas_kernels": {"jax", "numpy", "jaxtyping"}, "viditq_jax.sampling": {"jax", "numpy", "jaxtyping"}}
+NEVER = {"torch", "diffusers", "transformers"}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> set[str]:
+    """Absolute names of all imported modules, wherever in the file the statement stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module in ("viditq_jax", "converters") else {node.module or ""}
+    return found
+
+
+def row(module: str) -> str:
+    return max((name for name in ALLOWED if module == name or module.startswith(name + ".")), key=len)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_file_imports_only_what_the_table_allows(file: Path) -> None:
+    module = module_name(file)
+    here = row(module)
+    ours = {name for name in imports(file) if name.split(".")[0] in PACKAGES}
+    wrong = {name for name in ours if not within(name, here) and not any(within(name, to) for to in ALLOWED[here])}
+    assert not wrong, f"{module} ({here}) may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_the_library_never_imports_torch(file: Path) -> None:
+    assert not NEVER & {name.split(".")[0] for name in imports(file)}
+
+
+@pytest.mark.parametrize("package", THIRD_PARTY_FREE)
+def test_some_packages_need_jax_and_numpy_only(package: str) -> None:
+    import sys
+
+    for file in (ROOT / package.replace(".", "/")).rglob("*.py"):
+        foreign = {name.split(".")[0] for name in imports(file)} - sys.stdlib_module_names - set(PACKAGES)
+        assert foreign <= THIRD_PARTY_FREE[package], file
+
+
+def test_the_table_refuses_a_forbidden_arrow() -> None:
+    assert row("viditq_jax.quant.apply") == "viditq_jax.quant"
+    assert not any(within("viditq_jax.models.dit", to) for to in ALLOWED["viditq_jax.quant"])

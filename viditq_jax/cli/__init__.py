@@ -1,0 +1,59 @@
+"""The command line: `viditq VERB`, one verb a file.
+
+A verb's file defines `Options`, a dataclass whose fields are the flags, and `run(options)`, which calls the library and
+returns what to print on standard output: a text, or with --json a value that is printed as JSON. Progress goes to
+standard error. Errors of the library are one line, without a traceback.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from viditq_jax import plugins
+
+_EXPECTED = (ValueError, LookupError, OSError, RuntimeError)
+
+
+def _summary(verb: str) -> str:
+    return (plugins.find("viditq_jax.cli", verb).__doc__ or "").strip().split("\n")[0]
+
+
+def _usage() -> str:
+    verbs = plugins.names("viditq_jax.cli")
+    lines = [f"  {verb:<10} {_summary(verb)}" for verb in verbs]
+    return "\n".join(
+        ["usage: viditq VERB [flags]", "", *lines, "", "viditq VERB --help explains one; for example:",
+         '  viditq generate --prompt "red apple" --recipe w8a8']
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; the exit code is 0, or 1 with a line on standard error that says what was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    try:
+        verb = plugins.find("viditq_jax.cli", arguments[0])
+    except LookupError as error:
+        print(f"viditq: {error.args[0]}", file=sys.stderr)
+        return 2
+    import tyro
+
+    options = tyro.cli(verb.Options, args=arguments[1:], prog=f"viditq {arguments[0]}", description=verb.__doc__)
+    try:
+        _print(verb.run(options))
+    except _EXPECTED as error:
+        if os.environ.get("VIDITQ_TRACEBACK"):
+            raise
+        text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+        print(f"viditq {arguments[0]}: {' '.join(text.split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(result: Any) -> None:
+    if result is None:
+        return
+    print(result if isinstance(result, str) else json.dumps(result, indent=1))

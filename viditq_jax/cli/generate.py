@@ -1,0 +1,97 @@
+"""Make pictures: viditq generate --prompt "red apple" --recipe w8a8
+
+The model is an artifact, a checkpoint, or the packaged default. With --recipe a float model is quantized in memory first.
+A run that was killed goes on where it stopped when it is started again with the same flags.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from viditq_jax.calibrate import calibrate
+from viditq_jax.cli._common import bar, conditions, packaged_prompts, working
+from viditq_jax.generate import generate
+from viditq_jax.pipeline import Pipeline, load_pipeline
+from viditq_jax.quant.recipe import load_recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `viditq generate`."""
+
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "default"
+    """An artifact, a checkpoint, or "default"."""
+    prompt: tuple[str, ...] = ()
+    """Prompts, one picture each; the packaged ones where none is given."""
+    prompts: Path | None = None
+    """A file with one prompt a line."""
+    label: tuple[int, ...] = ()
+    """Class indices, for class-conditional models."""
+    recipe: str | None = None
+    """Quantize in memory first: a packaged recipe, or a JSON file."""
+    out: Path | None = None
+    """Folder of the pictures; runs/generate, or runs/generate-RECIPE, where not given."""
+    seed: int = 0
+    """Sample i draws its noise from (seed, i)."""
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: float | None = None
+    """Guidance scale; 1 is none."""
+    sampler: str | None = None
+    """ddim, iddpm, dpm_solver or flow_euler, where another than the model's own is wanted."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+    negative: str = ""
+    """The negative prompt."""
+    batch: int = 8
+    """Samples computed together."""
+    json: bool = False
+    """Print the manifest as JSON."""
+
+
+def run(options: Options) -> Any:
+    """Load, quantize if asked, generate, and say where the pictures are."""
+    with working("loading"):
+        pipeline = load_pipeline(options.model)
+    if options.sampler:
+        pipeline = pipeline.with_sampler(options.sampler)
+    samples = conditions(options.prompt, options.prompts, options.label, pipeline.facts["conditions"]["kind"])
+    if options.recipe:
+        pipeline = quantize_in_memory(pipeline, options.recipe)
+    out = options.out or Path("runs") / ("generate-" + Path(options.recipe).stem if options.recipe else "generate")
+    started = time.perf_counter()
+    with bar("generating (the first batch compiles)", len(samples)) as progress:
+        manifest = generate(
+            pipeline,
+            samples,
+            out,
+            seed=options.seed,
+            batch=min(options.batch, len(samples)),
+            steps=options.steps,
+            guidance=options.guidance,
+            size=options.size,
+            negative=options.negative,
+            advance=lambda n: progress.advance(progress.task_ids[0], n),
+        )
+    if options.json:
+        return {"folder": str(out), "samples": manifest.entries}
+    lines = [f"{out / entry['file']}  {entry['condition']}" for entry in manifest.entries]
+    return "\n".join([*lines, f"{len(lines)} pictures in {time.perf_counter() - started:.1f} s"])
+
+
+def quantize_in_memory(pipeline: Pipeline, name: str) -> Pipeline:
+    """The pipeline under a recipe, calibrated on the packaged prompts where the recipe needs statistics."""
+    if pipeline.recipe is not None:
+        raise ValueError("this artifact is quantized already; leave --recipe out, or give the float artifact.")
+    recipe = load_recipe(name)
+    stats = None
+    if recipe.needs_stats:
+        prompts = packaged_prompts() if pipeline.facts["conditions"]["kind"] == "prompt" else [0]
+        with bar("calibrating", len(prompts)) as progress:
+            stats = calibrate(
+                pipeline, prompts, recipe, seed=0, advance=lambda n: progress.advance(progress.task_ids[0], n)
+            )
+    return pipeline.quantized(recipe, stats)

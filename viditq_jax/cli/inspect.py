@@ -1,0 +1,117 @@
+"""Show an artifact, a checkpoint or a recipe: viditq inspect runs/w8a8 --layers
+
+With --export FILE the denoiser is written as safetensors under the names of the original PyTorch code.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from converters import export, save_safetensors
+from viditq_jax.cli._common import working
+from viditq_jax.pipeline import Pipeline, config_from_json, load_pipeline
+from viditq_jax.plugins import find
+from viditq_jax.quant.qtensor import QTensor
+from viditq_jax.quant.recipe import Recipe, load_recipe, recipe_names
+from viditq_jax.quant.size import weight_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `viditq inspect`."""
+
+    what: Annotated[str, tyro.conf.Positional] = "default"
+    """An artifact, a checkpoint, "default", or a recipe."""
+    layers: bool = False
+    """List every linear layer of the denoiser."""
+    export: Path | None = None
+    """Write the float denoiser to this .safetensors file."""
+    format: str = "original"
+    """Names of the exported tensors: original or diffusers."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(options: Options) -> Any:
+    """Describe, and export if asked."""
+    if options.what in recipe_names() or options.what.endswith(".json"):
+        recipe = load_recipe(options.what)
+        return recipe.to_json() if options.json else _recipe_text(options.what, recipe)
+    with working("loading"):
+        pipeline = load_pipeline(options.what)
+    if options.export:
+        _export(pipeline, options.export, options.format)
+    facts = _facts(pipeline, options.layers)
+    return facts if options.json else _text(facts)
+
+
+def _facts(pipeline: Pipeline, layers: bool) -> dict[str, Any]:
+    parts = {
+        name: {"model": pipeline.facts[name]["model"], "bytes": net.nbytes(), "parameters": _parameters(net.weights())}
+        for name, net in pipeline.nets().items()
+    }
+    facts: dict[str, Any] = {
+        "source": pipeline.facts.get("source"),
+        "dtype": pipeline.facts["dtype"],
+        "image_size": list(pipeline.image_size),
+        "sampler": pipeline.facts["sampler"],
+        "guidance": pipeline.facts["guidance"],
+        "parts": parts,
+        "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
+    }
+    sizes = weight_bytes(pipeline.denoiser)
+    if sizes:
+        facts["quantized"] = {
+            "layers": len(sizes),
+            "weight_bytes": sum(row.stored for row in sizes.values()),
+            "bfloat16_weight_bytes": sum(row.dense for row in sizes.values()),
+        }
+    if layers:
+        facts["layers"] = {path: _weight_text(weight) for path, weight in pipeline.denoiser.weights().items()}
+    return facts
+
+
+def _parameters(weights: dict[str, Any]) -> int:
+    """Elements of all linear weights; a quantized one counts the elements that it stands for."""
+    return sum(getattr(w, "weight", w).shape[0] * getattr(w, "weight", w).shape[1] for w in weights.values())
+
+
+def _weight_text(weight: Any) -> str:
+    stored = getattr(weight, "weight", None)
+    if isinstance(stored, QTensor):
+        act = f", input {weight.act}" if weight.act else ""
+        return f"{stored.spec} {list(stored.shape)}{act}"
+    return f"{weight.dtype} {list(weight.shape)}"
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [f"{name:<13} {part['model']:<16} {part['parameters'] / 1e6:8.2f} M in linear layers "
+             f"{part['bytes'] / 1e6:9.2f} MB" for name, part in facts["parts"].items()]
+    sampler = facts["sampler"]
+    lines.append(f"pictures      {facts['image_size'][0]}x{facts['image_size'][1]}, {sampler['steps']} steps of "
+                 f"{sampler['name']}, guidance {facts['guidance']['scale']}, {facts['dtype']}")
+    if "quantized" in facts:
+        q = facts["quantized"]
+        lines.append(f"quantized     {q['layers']} linear layers, {q['bfloat16_weight_bytes'] / 1e6:.2f} MB in bfloat16 "
+                     f"-> {q['weight_bytes'] / 1e6:.2f} MB ({q['weight_bytes'] / q['bfloat16_weight_bytes']:.3f}x)")
+    lines += [f"{path:<40} {text}" for path, text in facts.get("layers", {}).items()]
+    return "\n".join(lines)
+
+
+def _recipe_text(name: str, recipe: Recipe) -> str:
+    lines = [f"{name}: {recipe.source}"]
+    for rule in recipe.to_json()["rules"]:
+        match = rule["match"] if isinstance(rule["match"], str) else ", ".join(rule["match"])
+        lines.append(f"  {match}\n    weight {rule.get('weight') or 'float'}, input {rule.get('act') or 'float'}. "
+                     f"{rule.get('why', '')}")
+    return "\n".join(lines)
+
+
+def _export(pipeline: Pipeline, path: Path, fmt: str) -> None:
+    if pipeline.recipe is not None:
+        raise ValueError("a quantized denoiser has no original names; export the float artifact that it came from.")
+    entry = pipeline.facts["denoiser"]
+    config = config_from_json(find("viditq_jax.models", entry["model"]).Config, entry["config"])
+    save_safetensors(path, export(pipeline.denoiser, entry["model"], config, format=fmt))

@@ -1,0 +1,71 @@
+"""Quantize the denoiser of an artifact: viditq quantize runs/float --recipe w8a8 --out runs/w8a8
+
+A recipe is a packaged name or a JSON file. Recipes with static activations are calibrated first, on the packaged prompts
+or on those of --prompts.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from viditq_jax.calibrate import calibrate
+from viditq_jax.checkpoint import ArtifactError
+from viditq_jax.cli._common import bar, conditions, working
+from viditq_jax.pipeline import load_pipeline
+from viditq_jax.quant.recipe import load_recipe
+from viditq_jax.quant.size import weight_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of `viditq quantize`."""
+
+    source: Annotated[str, tyro.conf.Positional] = "default"
+    """An artifact, a checkpoint, or "default"."""
+    recipe: str = "w8a8"
+    """A packaged recipe, or a JSON file."""
+    out: Path | None = None
+    """Where the artifact goes; runs/RECIPE where not given."""
+    prompts: Path | None = None
+    """Prompts to calibrate with, one a line."""
+    seed: int = 0
+    """Seed of the calibration's noise."""
+    overwrite: bool = False
+    """Replace an artifact of this name."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(options: Options) -> Any:
+    """Quantize, write, and say how much smaller the quantized weights are."""
+    recipe = load_recipe(options.recipe)
+    out = options.out or Path("runs") / Path(options.recipe).stem
+    if out.exists() and not options.overwrite:
+        raise ArtifactError(f"{out} exists already; choose another --out, or add --overwrite.")
+    pipeline = load_pipeline(options.source)
+    if pipeline.recipe is not None:
+        raise ValueError(f"{options.source} is quantized already; quantize the float artifact that it came from.")
+    stats = None
+    if recipe.needs_stats:
+        kind = pipeline.facts["conditions"]["kind"]
+        samples = conditions((), options.prompts, (), kind)
+        with bar("calibrating", len(samples)) as progress:
+            stats = calibrate(
+                pipeline, samples, recipe, seed=options.seed, advance=lambda n: progress.advance(progress.task_ids[0], n)
+            )
+    with working("quantizing"):
+        quantized = pipeline.quantized(recipe, stats)
+        quantized.save(out, overwrite=options.overwrite)
+    sizes = weight_bytes(quantized.denoiser)
+    before, after = sum(row.dense for row in sizes.values()), sum(row.stored for row in sizes.values())
+    if options.json:
+        return {"artifact": str(out), "recipe": options.recipe, "layers": len(sizes), "weight_bytes": after,
+                "bfloat16_weight_bytes": before}
+    if not sizes:
+        return f"{out}: recipe {options.recipe} quantizes no layer"
+    return (
+        f"{out}: {len(sizes)} linear layers quantized, {before / 1e6:.2f} MB in bfloat16 -> {after / 1e6:.2f} MB "
+        f"({after / before:.3f}x)"
+    )

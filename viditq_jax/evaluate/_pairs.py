@@ -1,0 +1,44 @@
+"""The mean of a measure over pairs of pictures, as a monoid: batched, sharded and added to at will."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+Picture = UInt8[np.ndarray, "h w 3"]
+
+
+class State(NamedTuple):
+    """Sum of the measure over pairs, and their number."""
+
+    total: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMean:
+    """A metric made of a measure of one pair."""
+
+    measure: Callable[[Picture, Picture], float]
+
+    def empty(self) -> State:
+        """Nothing measured yet."""
+        return State(0.0, 0)
+
+    def update(self, state: State, picture: Picture, expected: Picture) -> State:
+        """Add one pair. Raises ValueError if the two pictures differ in size."""
+        if picture.shape != expected.shape:
+            raise ValueError(f"a picture of {picture.shape} cannot be compared with one of {expected.shape}.")
+        return State(state.total + self.measure(picture, expected), state.count + 1)
+
+    def merge(self, a: State, b: State) -> State:
+        """Two measurements as one."""
+        return State(a.total + b.total, a.count + b.count)
+
+    def finish(self, state: State) -> float:
+        """The mean over all pairs. Raises ValueError if there was none."""
+        if not state.count:
+            raise ValueError("nothing was measured; give at least one pair of pictures.")
+        return state.total / state.count

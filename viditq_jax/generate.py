@@ -1,0 +1,162 @@
+"""Many samples to files, with a manifest from which a killed run goes on.
+
+    00000.png ...       one picture a condition, written under another name first
+    manifest.jsonl      a line a finished picture: index, condition, file, sha256
+    generation.json     what all pictures share: seed, steps, guidance, size, model, recipe
+
+A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still there.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from viditq_jax.checkpoint import versions
+from viditq_jax.pipeline import Pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Where the samples are: `entries` in the order of the conditions, each with index, condition, file, sha256."""
+
+    folder: Path
+    entries: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Manifest":
+        """The manifest of a folder that `generate` wrote. Raises ValueError if there is none."""
+        folder = Path(folder)
+        if not (folder / "generation.json").is_file():
+            raise ValueError(f"{folder} holds no generation.json; give a folder that `viditq generate` wrote.")
+        settings = json.loads((folder / "generation.json").read_text())
+        return cls(folder, sorted(_listed(folder), key=lambda entry: entry["index"]), settings)
+
+    def images(self) -> list[np.ndarray]:
+        """All pictures, uint8 [h, w, 3]."""
+        return [np.asarray(Image.open(self.folder / entry["file"]).convert("RGB")) for entry in self.entries]
+
+
+def generate(
+    pipeline: Pipeline,
+    conditions: Sequence[str | int],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
+    negative: str = "",
+    resume: bool = True,
+    advance: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Write one PNG a condition to `out`.
+
+    batch: samples a compiled call; the last batch is padded, so that all of them share one program. advance: called
+        with the number of pictures that were just finished, for a progress bar.
+    Raises ValueError if `out` holds pictures of other settings (or any, without `resume`), or if a listed picture is gone.
+    """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1.")
+    out = Path(out)
+    settings = {
+        "seed": seed,
+        "steps": pipeline.steps if steps is None else steps,
+        "guidance": pipeline.guidance.scale if guidance is None else guidance,
+        "size": list(size or pipeline.image_size),
+        "negative": negative,
+        "batch": batch,
+        "sampler": pipeline.facts["sampler"],
+        "denoiser": pipeline.facts["denoiser"],
+        "dtype": pipeline.facts["dtype"],
+        "source": pipeline.facts.get("source"),
+        "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
+    }
+    done = _prepare(out, settings, conditions, resume)
+    todo = [i for i in range(len(conditions)) if i not in done]
+    if advance and done:
+        advance(len(done))
+    for start in _starts(todo, batch):
+        indices = range(start, min(start + batch, len(conditions)))
+        padded = [conditions[min(i, len(conditions) - 1)] for i in range(start, start + batch)]
+        pictures = pipeline(
+            padded, seed=seed, steps=steps, guidance=guidance, size=size, negative=negative, first=start
+        )
+        fresh = [i for i in indices if i not in done]
+        for i in fresh:
+            _write(out, i, conditions[i], pictures[i - start])
+        if advance:
+            advance(len(fresh))
+    return Manifest.read(out)
+
+
+def _starts(todo: list[int], batch: int) -> list[int]:
+    """First indices of the batches that hold anything still to do; batches lie on fixed multiples of `batch`."""
+    return sorted({i // batch * batch for i in todo})
+
+
+def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool) -> set[int]:
+    """Make or check the folder; the indices that are done already."""
+    out.mkdir(parents=True, exist_ok=True)
+    record = out / "generation.json"
+    if not record.is_file():
+        _atomic(record, json.dumps({**settings, "versions": versions()}, indent=1).encode() + b"\n")
+        return set()
+    if not resume:
+        raise ValueError(f"{out} holds a generation already; choose another folder, or resume it.")
+    old = json.loads(record.read_text())
+    differs = [key for key in settings if json.loads(json.dumps(settings[key])) != old.get(key)]
+    if differs:
+        raise ValueError(f"{out} was made with another {', '.join(differs)}; choose another folder for these settings.")
+    _drop_torn_line(out / "manifest.jsonl")
+    done: set[int] = set()
+    for entry in _listed(out):
+        index, file = entry["index"], out / entry["file"]
+        if index >= len(conditions) or conditions[index] != entry["condition"]:
+            raise ValueError(f"{out} has {entry['condition']!r} as sample {index}, which this run has not; use another folder.")
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{file} is listed in the manifest, but is missing or altered; delete {out} and run again.")
+        done.add(index)
+    return done
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+    """The manifest's entries; a line that a killed run left unfinished does not count."""
+    file = folder / "manifest.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+
+
+def _drop_torn_line(manifest: Path) -> None:
+    if manifest.is_file():
+        text = manifest.read_bytes()
+        _atomic(manifest, text[: text.rfind(b"\n") + 1])
+
+
+def _write(out: Path, index: int, condition: str | int, picture: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    name = f"{index:05d}.png"
+    _atomic(out / name, buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    line = json.dumps({"index": index, "condition": condition, "file": name, "sha256": digest})
+    with (out / "manifest.jsonl").open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _atomic(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

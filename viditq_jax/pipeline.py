@@ -1,0 +1,354 @@
+"""A pipeline: conditions in, pictures out. It binds the models of an artifact to a sampler and to guidance.
+
+Sampling is one compiled program: a new seed, prompt or guidance scale compiles nothing; another batch size, picture
+size, sampler or number of steps does. Sample `i` draws all its noise from `fold_in(seed, i)`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from viditq_jax import checkpoint, plugins
+from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
+from viditq_jax.models.pixart import Size
+from viditq_jax.net import Net, abstract
+from viditq_jax.quant.apply import quantize
+from viditq_jax.quant.recipe import Recipe
+from viditq_jax.quant.stats import Stats, abstract_stats
+from viditq_jax.sampling.guidance import guided
+from viditq_jax.sampling.sample import draw_noise, sample, sample_keys
+
+PARTS = ("denoiser", "decoder", "text_encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """How the conditional and the unconditional prediction meet.
+
+    scale: weight of their difference; 1 means no guidance. channels: how many channels are guided; None is all.
+    null: what stands for "no prompt": the text encoder's output for the empty prompt ("encoded"), or the table that the
+        denoiser was trained with ("table"). mask: which keys the unconditional half sees: its "own", or the "prompt"'s.
+    order: which half of the doubled batch comes first.
+    """
+
+    scale: float = 4.5
+    channels: int | None = None
+    null: str = "encoded"
+    mask: str = "own"
+    order: str = "uncond_first"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("null", ("encoded", "table")),
+            ("mask", ("own", "prompt")),
+            ("order", ("cond_first", "uncond_first")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"guidance {field}={getattr(self, field)!r} is unknown; choose one of {allowed}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Nets and the facts that bind them. `facts` is what `pipeline.json` holds; `files` are tokenizer files."""
+
+    denoiser: Net
+    facts: dict[str, Any]
+    decoder: Net | None = None
+    text_encoder: Net | None = None
+    recipe: Recipe | None = None
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def __call__(
+        self,
+        conditions: Sequence[str | int],
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        negative: str = "",
+        first: int = 0,
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Pictures for prompts (or class indices), one each.
+
+        steps: denoising steps; guidance: scale, 1 for none; size: (height, width) in pixels; each defaults to what the
+        model was made for. first: index of the first sample, so that a long run can be cut into batches.
+        Raises ValueError if a part is missing or a condition does not fit the model.
+        """
+        latents = self.latents(
+            conditions, seed=seed, steps=steps, guidance=guidance, size=size, negative=negative, first=first
+        )
+        return self.decode(latents)
+
+    def latents(
+        self,
+        conditions: Sequence[str | int],
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        negative: str = "",
+        first: int = 0,
+        noise: Float[Array, "b h w c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Denoised latents in the denoiser's units; `noise` replaces the initial noise drawn from the seed."""
+        scale = self.guidance.scale if guidance is None else guidance
+        keys = sample_keys(seed, first, len(conditions))
+        if noise is None:
+            noise = draw_noise(keys, self.latent_shape(size))
+        return _denoise(
+            self.denoiser,
+            self.encode(conditions, negative=negative, size=size, guide=scale != 1),
+            jnp.float32(scale),
+            noise,
+            keys,
+            sampler=self.sampler,
+            steps=self.steps if steps is None else steps,
+            guidance=dataclasses.replace(self.guidance, scale=0.0) if scale != 1 else None,
+        )
+
+    def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b h w 3"]:
+        """Latents to pictures."""
+        if self.decoder is None:
+            raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
+        return np.asarray(_decode(self.decoder, latents))
+
+    def encode(
+        self, conditions: Sequence[str | int], *, negative: str = "", size: tuple[int, int] | None = None, guide: bool
+    ) -> dict[str, Any]:
+        """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
+        if not conditions:
+            raise ValueError("no conditions were given; give one prompt or class index for each picture.")
+        if self.facts["conditions"]["kind"] == "label":
+            classes = int(self.facts["conditions"]["classes"])
+            labels = labels_to_array(conditions, classes)
+            return {"y": self._halves(labels, np.full_like(labels, classes)) if guide else labels}
+        y, mask = self.encode_text(conditions)
+        if guide:
+            null_y, null_mask = self._null(negative, len(conditions), mask)
+            y, mask = self._halves(y, null_y.astype(y.dtype)), self._halves(mask, null_mask)
+        encoded: dict[str, Any] = {"y": y, "mask": mask}
+        if self.facts["denoiser"]["config"].get("micro_conditions"):
+            height, width = size or self.image_size
+            encoded["size"] = Size(*(jnp.full(y.shape[0], v, jnp.float32) for v in (height, width, height / width)))
+        return encoded
+
+    def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, jax.Array]:
+        """Prompts to text features [b, l, d] and the mask [b, l] of their valid tokens."""
+        if self.text_encoder is None or "tokenizer" not in self.facts:
+            raise ValueError("this pipeline has no text encoder; convert it again with --text-encoder and --tokenizer.")
+        wrong = [p for p in prompts if not isinstance(p, str)]
+        if wrong:
+            raise ValueError(f"this model takes prompts, not {type(wrong[0]).__name__} such as {wrong[0]!r}.")
+        texts = [str(p) for p in prompts]
+        if self.facts["conditions"].get("clean_caption"):
+            texts = [clean_caption(text) for text in texts]
+        entry = self.facts["tokenizer"]
+        ids, mask = Tokenizer(self.files[entry["file"]], entry["file"])(texts, int(entry["max_length"]))
+        return _encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
+
+    def _null(self, negative: str, count: int, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self.guidance.null == "table":
+            table = dict(self.denoiser.variables()).get("y_embedder/y_embedding")
+            if table is None:
+                raise ValueError(
+                    "guidance null='table' needs the denoiser's y_embedder.y_embedding, which this checkpoint lacks; "
+                    "use null='encoded'."
+                )
+            value = table.get_value()[: mask.shape[1]]
+            null, null_mask = jnp.broadcast_to(value, (count, *value.shape)), jnp.ones_like(mask)
+        else:
+            null, null_mask = self.encode_text([negative])
+            null, null_mask = jnp.repeat(null, count, axis=0), jnp.repeat(null_mask, count, axis=0)
+        return null, mask if self.guidance.mask == "prompt" else null_mask
+
+    def _halves(self, conditional: Any, unconditional: Any) -> jax.Array:
+        pair = (conditional, unconditional) if self.guidance.order == "cond_first" else (unconditional, conditional)
+        return jnp.concatenate([jnp.asarray(half) for half in pair])
+
+    @property
+    def guidance(self) -> Guidance:
+        """How this pipeline guides, with its default scale."""
+        return Guidance(**self.facts["guidance"])
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler that the facts name, with its options."""
+        entry = self.facts["sampler"]
+        return plugins.find("viditq_jax.sampling", entry["name"], "SAMPLER")(**entry.get("options", {}))
+
+    @property
+    def steps(self) -> int:
+        """The default number of denoising steps."""
+        return int(self.facts["sampler"]["steps"])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The default height and width in pixels."""
+        height, width = self.facts["image_size"]
+        return int(height), int(width)
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Height, width and channels of a latent for a picture of `size` pixels."""
+        decoder = self.facts.get("decoder", {"config": {}})["config"]
+        factor = 2 ** (len(decoder["block_out_channels"]) - 1) if decoder else 8
+        config = self.facts["denoiser"]["config"]
+        step = factor * int(config["patch_size"])
+        height, width = size or self.image_size
+        if height % step or width % step or height < step or width < step:
+            raise ValueError(f"size {height}x{width} is impossible; height and width are multiples of {step} pixels.")
+        return height // factor, width // factor, int(config["in_channels"])
+
+    def with_sampler(self, name: str, **options: Any) -> "Pipeline":
+        """The same pipeline with another sampler, which takes over the noise schedule where it has those fields."""
+        kind = plugins.find("viditq_jax.sampling", name, "SAMPLER")
+        fields = {field.name for field in dataclasses.fields(kind)}
+        old = self.facts["sampler"].get("options", {})
+        shared = {key: old[key] for key in ("schedule", "prediction") if key in old and key in fields}
+        entry = {**self.facts["sampler"], "name": name, "options": {**shared, **options}}
+        return dataclasses.replace(self, facts={**self.facts, "sampler": entry})
+
+    def quantized(self, recipe: Recipe, stats: Stats | None = None) -> "Pipeline":
+        """The same pipeline with its denoiser quantized as the recipe says."""
+        return dataclasses.replace(self, denoiser=quantize(self.denoiser, recipe, stats), recipe=recipe)
+
+    def nets(self) -> dict[str, Net]:
+        """The models that this pipeline has, by name."""
+        named = {name: getattr(self, name) for name in PARTS}
+        return {name: net for name, net in named.items() if net is not None}
+
+    def astype(self, dtype: Any) -> "Pipeline":
+        """The same pipeline with all unquantized parameters in `dtype`."""
+        facts = {**self.facts, "dtype": jnp.dtype(dtype).name}
+        return dataclasses.replace(self, facts=facts, **{k: net.astype(dtype) for k, net in self.nets().items()})
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the pipeline as an artifact, quantized weights verbatim. See `checkpoint.save` for errors."""
+        facts = {**self.facts, "recipe": self.recipe.to_json() if self.recipe else None}
+        nets: dict[str, Callable[[], Net]] = {name: partial(_same, net) for name, net in self.nets().items()}
+        return checkpoint.save(checkpoint.Artifact(facts, nets, self.files), path, overwrite=overwrite)
+
+
+def _same(net: Net) -> Net:
+    return net
+
+
+def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipeline:
+    """A pipeline from an artifact folder, from a foreign checkpoint, or "default", the packaged model.
+
+    path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file, which is
+        converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and bfloat16 for a foreign
+        checkpoint, where not given.
+    Raises ArtifactError or ConversionError, with all that is wrong, before anything is built.
+    """
+    if str(path) == "default":
+        with resources.as_file(resources.files("viditq_jax.assets") / "default") as folder:
+            return _convert(folder, dtype)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist; give an artifact, a checkpoint, or 'default'.")
+    if not (Path(path) / checkpoint.FACTS_FILE).is_file():
+        return _convert(Path(path), dtype)
+    facts = checkpoint.read_facts(path)
+    nets = {name: _restore(Path(path), name, facts) for name in PARTS if name in facts}
+    files = {name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS}
+    pipeline = Pipeline(
+        facts={key: value for key, value in facts.items() if key not in ("format", "files", "versions", "recipe")},
+        recipe=_recipe(facts),
+        files=files,
+        **nets,
+    )
+    return pipeline if dtype is None else pipeline.astype(dtype)
+
+
+def _recipe(facts: dict[str, Any]) -> Recipe | None:
+    return Recipe.from_json(facts["recipe"]) if facts.get("recipe") else None
+
+
+def _restore(path: Path, name: str, facts: dict[str, Any]) -> Net:
+    """Build the Net abstractly from the facts, quantize it abstractly, and restore into it."""
+    target = abstract_net(facts, name).astype(jnp.dtype(facts["dtype"]))
+    recipe = _recipe(facts) if name == "denoiser" else None
+    if recipe is not None:
+        target = jax.eval_shape(lambda net, stats: quantize(net, recipe, stats), target, abstract_stats(target))
+    return checkpoint.restore(path, name, target)
+
+
+def abstract_net(facts: dict[str, Any], name: str) -> Net:
+    """The shapes of the model that the facts describe, in float32."""
+    module = plugins.find("viditq_jax.models", facts[name]["model"])
+    return abstract(module.build, config_from_json(module.Config, facts[name]["config"]))
+
+
+def config_from_json(kind: type, values: Mapping[str, Any]) -> Any:
+    """A model's Config from JSON values; lists become tuples. Raises ValueError for unknown or missing fields."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(values.keys() - fields.keys())
+    missing = sorted(
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise ValueError(f"{kind.__module__}: config has unknown fields {unknown} and lacks {missing}.")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _convert(path: Path, dtype: Any) -> Pipeline:
+    from converters import convert
+
+    return from_artifact(convert(path, dtype=jnp.bfloat16 if dtype is None else dtype))
+
+
+def from_artifact(artifact: checkpoint.Artifact) -> Pipeline:
+    """Build the pipeline that a conversion describes, without writing it."""
+    nets = {name: load() for name, load in artifact.nets.items()}
+    return Pipeline(facts=dict(artifact.facts), files=dict(artifact.files), **nets)
+
+
+def _bind(net: Net, conditions: dict[str, Any]) -> Callable[..., jax.Array]:
+    """model(x, t, i) with its conditions fixed; what depends on the prompt alone is computed here, once."""
+    dtype = net.dtype
+    if "mask" not in conditions:
+        return lambda x, t, i: net(x.astype(dtype), t, conditions["y"])
+    prompt = net.call("encode_prompt", conditions["y"].astype(dtype), conditions["mask"])
+    return lambda x, t, i: net(x.astype(dtype), t, prompt, conditions.get("size"))
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
+def _denoise(
+    net: Net,
+    conditions: dict[str, Any],
+    scale: Float[Array, ""],
+    noise: Float[Array, "b h w c"],
+    keys: Any,
+    *,
+    sampler: Any,
+    steps: int,
+    guidance: Guidance | None,
+) -> Float[Array, "b h w c"]:
+    """The whole trajectory as one program. `guidance` gives the facts; its scale comes as a traced number."""
+    model = _bind(net, conditions)
+    if guidance is not None:
+        model = guided(model, scale, channels=guidance.channels, order=guidance.order)
+    return sample(model, sampler, noise, keys, steps=steps)
+
+
+@jax.jit
+def _encode_text(net: Net, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    return net(ids, mask)
+
+
+@jax.jit
+def _decode(net: Net, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b i j 3"]:
+    """Pixels 0 to 255, rounded to the nearest."""
+    pixels = net.call("decode", latents.astype(net.dtype)).astype(jnp.float32)
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
