@@ -1,6 +1,6 @@
 """The image autoencoder of Stable Diffusion, which DiT, PixArt, STDiT and Latte share.
 
-Latents are in the units that a denoiser works in: the model itself applies `scaling_factor` and `shift_factor`, so no
+Latents are in the units of a denoiser: the model itself applies `scaling_factor` and `shift_factor`, and no
 caller has to know them. Module names are those of the diffusers checkpoints.
 Source: Latent Diffusion, arXiv 2112.10752, appendix G.
 """
@@ -24,7 +24,7 @@ class Config:
 
     block_out_channels: width of each stage; every stage but the last halves height and width.
     layers_per_block: residual blocks of an encoder stage; a decoder stage has one more.
-    scaling_factor, shift_factor: latent = (raw latent - shift) * scaling, which gives latents about unit spread.
+    scaling_factor, shift_factor: latent = (raw latent - shift) * scaling, of about unit spread.
     """
 
     scaling_factor: float = 0.18215
@@ -50,7 +50,7 @@ CONFIGS = {
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions, each after a norm and SiLU, around a skip; `conv_shortcut` only where the width changes."""
+    """Norm, SiLU and convolution, twice, and a skip; `conv_shortcut` only where the width changes."""
 
     def __init__(self, in_channels: int, channels: int, groups: int, *, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(in_channels, groups, rngs=rngs)
@@ -60,6 +60,7 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = Conv(in_channels, channels, 1, rngs=rngs) if in_channels != channels else None
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
+        """The image in `channels` channels."""
         y = self.conv1(nnx.silu(self.norm1(x)))
         y = self.conv2(nnx.silu(self.norm2(y)))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -76,6 +77,7 @@ class AttentionBlock(nnx.Module):
         self.to_out = nnx.List([Linear(channels, channels, rngs=rngs)])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """x plus what each pixel takes from all others."""
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [b, n, c], row by row
         q, k, v = (split_heads(to(tokens), 1) for to in (self.to_q, self.to_k, self.to_v))
         return x + self.to_out[0](merge_heads(attention(q, k, v))).reshape(x.shape)
@@ -92,6 +94,7 @@ class MidBlock(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """An image of the same shape."""
         x = self.resnets[0](x)
         for block in self.attentions:
             x = block(x)
@@ -105,6 +108,7 @@ class Downsampler(nnx.Module):
         self.conv = Conv(channels, channels, 3, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
+        """Half the size."""
         return self.conv(x)
 
 
@@ -115,6 +119,7 @@ class Upsampler(nnx.Module):
         self.conv = Conv(channels, channels, 3, padding=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
+        """Twice the size."""
         return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
 
 
@@ -129,6 +134,7 @@ class DownBlock(nnx.Module):
         self.downsamplers = nnx.List([] if last else [Downsampler(channels, rngs=rngs)])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j o"]:
+        """The next stage's input."""
         for layer in [*self.resnets, *self.downsamplers]:
             x = layer(x)
         return x
@@ -145,6 +151,7 @@ class UpBlock(nnx.Module):
         self.upsamplers = nnx.List([] if last else [Upsampler(channels, rngs=rngs)])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j o"]:
+        """The next stage's input."""
         for layer in [*self.resnets, *self.upsamplers]:
             x = layer(x)
         return x
@@ -167,6 +174,7 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(widths[-1], 2 * cfg.latent_channels, 3, padding=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b i j e"]:
+        """Moments of an image."""
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
@@ -191,6 +199,7 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(widths[-1], 3, 3, padding=1, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b i j c"]) -> Float[Array, "b h w 3"]:
+        """An image of raw latents."""
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
@@ -230,7 +239,10 @@ class AutoencoderKL(nnx.Module):
         return mean.astype(pixels.dtype), std.astype(pixels.dtype)
 
     def decode(self, latents: Float[Array, "b i j c"]) -> Float[Array, "b h w 3"]:
-        """Pixels, about in [-1, 1] and not clipped. latents: in the denoiser's units, in the dtype of the weights."""
+        """Pixels, about in [-1, 1] and not clipped.
+
+        latents: in the denoiser's units, in the dtype of the weights.
+        """
         raw = latents.astype(jnp.float32) / self.cfg.scaling_factor + self.cfg.shift_factor
         z = raw.astype(latents.dtype)
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
