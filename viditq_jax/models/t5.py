@@ -48,8 +48,8 @@ CONFIGS = {
 def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of each key's distance to each query, int32 [length (queries), length (keys)].
 
-    Half of the buckets are for keys after the query. In each half, the first half holds one distance each, the
-    rest grow geometrically up to `max_distance`, and all greater distances share the last.
+    Half of the buckets are for keys after the query. In each half, the first half holds one distance each,
+    the rest grow geometrically up to `max_distance`, and all greater distances share the last.
     """
     half, exact = buckets // 2, buckets // 4
     starts = exact * (max_distance / exact) ** (
