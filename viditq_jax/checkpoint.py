@@ -1,6 +1,6 @@
 """Artifacts: a pipeline as a folder. Saving is atomic, loading refuses whatever was torn or altered.
 
-    pipeline.json     facts (models, configs, sampler, recipe, source), versions, size and sha256 of every other file
+    pipeline.json     facts (models, configs, sampler, recipe, source), versions, size and sha256 of every file, itself included
     denoiser/ ...     one Orbax tree a Net, its leaves under their flat names, in their own types
     tokenizer/ ...    small files, verbatim
 
@@ -69,6 +69,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _digest(facts: dict[str, Any]) -> str:
+    """The sha256 of facts, of their content and not of their spacing."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FACTS_FILE)
     return {
@@ -115,7 +120,7 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
         facts = {"format": FORMAT, **artifact.facts, "versions": versions(), "files": _listing(partial)}
-        (partial / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+        (partial / FACTS_FILE).write_text(json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n")
         _replace(partial, path)
     except OSError as error:
         raise ArtifactError(f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
@@ -148,7 +153,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is not an artifact: it has no {FACTS_FILE}. Make one with `viditq convert`.")
     try:
         facts = json.loads(file.read_text())
-        version, listing = facts["format"], facts["files"]
+        version, listing, digest = facts["format"], facts["files"], facts.pop("sha256")
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listing.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file} is not valid ({type(error).__name__}: {error}); make the artifact again.") from error
@@ -157,6 +162,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
             f"{path} has format version {version!r}, this library reads {FORMAT}; "
             f"convert the source again, or install the version of viditq-jax that wrote it."
         )
+    if digest != _digest(facts):
+        raise ArtifactError(f"{file} was altered (its sha256 differs); make the artifact again from its source.")
     found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {FACTS_FILE}
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found)]
     faults += [f"{name} does not belong to it" for name in sorted(found - expected.keys())]
