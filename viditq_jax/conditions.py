@@ -1,0 +1,166 @@
+"""Conditions as arrays: class labels, captions, token ids.
+
+A caption goes through `clean_caption`, if the model was trained on cleaned captions, and then a `Tokenizer`.
+"""
+
+import dataclasses
+import functools
+import html
+import re
+import urllib.parse
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import bs4
+import ftfy
+import numpy as np
+from jaxtyping import Bool, Int32
+
+PAD, EOS = 0, 1  # in every vocabulary of T5
+
+
+def labels_to_array(labels: Sequence[int], classes: int) -> Int32[np.ndarray, " b"]:
+    """Class labels as a model takes them.
+
+    Raises ValueError for labels outside [0, classes).
+    """
+    wrong = [label for label in labels if not 0 <= label < classes]
+    if wrong:
+        raise ValueError(f"labels {wrong} are not among the {classes} classes; use 0 to {classes - 1}.")
+    return np.asarray(labels, np.int32).reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Captions to the token ids of T5.
+
+    data: the contents of a `spiece.model` (SentencePiece) or a `tokenizer.json`; what an artifact stores.
+    A caption that spells a special token, such as "</s>", is text to the first and that token to the second.
+    """
+
+    data: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer in a file."""
+        return cls(Path(path).read_bytes())
+
+    @functools.cached_property
+    def _encode(self) -> Callable[[str], list[int]]:
+        if self.data.lstrip().startswith(b"{"):
+            import tokenizers
+
+            fast = tokenizers.Tokenizer.from_str(self.data.decode())
+            fast.no_padding()
+            fast.no_truncation()
+            return lambda text: fast.encode(text, add_special_tokens=False).ids
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_proto=self.data).encode
+
+    def __call__(
+        self, captions: Sequence[str], max_length: int
+    ) -> tuple[Int32[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
+        """Token ids of each caption, closed by `EOS` and padded with `PAD`, and a mask, True for tokens.
+
+        A caption with more than `max_length` tokens loses those at its end, before `EOS`.
+        """
+        if isinstance(captions, str):
+            raise TypeError(f"captions are a list of strings, got the string {captions!r}; put it in a list.")
+        ids = np.full((len(captions), max_length), PAD, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for row, caption in enumerate(captions):
+            tokens = [*self._encode(caption)[: max_length - 1], EOS]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+
+def clean_caption(caption: str) -> str:
+    """The caption as PixArt-alpha and Open-Sora saw it in training: lower case, no web debris or odd symbols.
+
+    Equal to what the PixArt pipelines of diffusers compute with `clean_caption=True`: the same pass twice, as
+    one removal makes room for the next. PixArt-Sigma's own script passes captions as they are.
+    """
+    return _clean_once(_clean_once(caption))
+
+
+_FILE_TYPES = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
+_DASHES = (  # besides the hyphen-minus
+    "\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
+    "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+_DOMAIN = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+
+_Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def _rules(*rules: tuple[str, str]) -> _Rules:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+# Each table is applied from top to bottom, and the order matters.
+_LINKS = _rules(
+    ("<person>", "person"),  # how a training set hides names; not html
+    (rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
+    (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
+)
+_SYMBOLS = _rules(
+    (r"@\w+", ""),  # @nickname
+    (r"[\u31c0-\u9fff]+", ""),  # Chinese characters, enclosed letters, hexagrams
+    (rf"[\-{_DASHES}]+", "-"),
+    ("[`\u00b4«»“”\u00a8]", '"'),
+    ("[\u2018\u2019]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP address
+    (r"\d:\d\d\s+$", ""),  # article number at the end
+    (r"\\n", " "),  # a backslash and an n
+    (r"#(?:\d{1,3}|\d{5,})\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.{_FILE_TYPES}", ""),
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
+_PHRASES = _rules(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # jc6640
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),  # 6640vc231
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b{_FILE_TYPES}(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),  # j2d1a2a
+    (r"\b\d+\.?\d*[x\u0445×]\d+\.?\d*\b", ""),  # 1920x1080; also with the Cyrillic letter  # noqa: RUF001
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"'](.+)[\"']$", r"\1"),  # quotes around it all
+    (r"^['_,\-:;]", ""),
+    (r"['_,\-:+]$", ""),
+    (r"^\.\S+$", ""),
+)
+
+
+def _apply(rules: _Rules, text: str) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _clean_once(caption: str) -> str:
+    text = _apply(_LINKS, urllib.parse.unquote_plus(caption).strip().lower())
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", bs4.MarkupResemblesLocatorWarning
+        )  # a caption may look like a file name
+        text = bs4.BeautifulSoup(text, features="html.parser").text
+    text = _apply(_SYMBOLS, text)
+    if text.count("-") + text.count("_") > 3:  # words-that-are-joined-like-this
+        text = text.replace("-", " ").replace("_", " ")
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return _apply(_PHRASES, text).strip()
