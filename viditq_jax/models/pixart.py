@@ -108,6 +108,7 @@ class SelfAttention(nnx.Module):
         self.norm = LayerNorm(cfg.width, eps=1e-5, rngs=rngs) if compress else None
 
     def __call__(self, x: Float[Array, "b n d"], height: int) -> Float[Array, "b n d"]:
+        """Tokens x of a grid with `height` rows."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # over all channels, not head by head
@@ -139,6 +140,7 @@ class CrossAttention(nnx.Module):
         v: Float[Array, "b l h e"],
         mask: jax.Array | None,
     ) -> Float[Array, "b n d"]:
+        """What each token takes from the prompt."""
         q = split_heads(self.q_linear(x), self.heads)
         keys = None if mask is None else mask[:, None, None, :]
         return self.proj(merge_heads(attention(q, k, v, mask=keys)))
@@ -161,6 +163,7 @@ class Block(nnx.Module):
         mask: jax.Array | None,
         height: int,
     ) -> Float[Array, "b n d"]:
+        """Tokens x of a grid with `height` rows, under the modulation and the prompt."""
         table = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(table, 6, axis=1)  # [b, 1, d] each
         x = x + gate1 * self.attn(modulate(layer_norm(x), shift1, scale1), height)
@@ -178,6 +181,7 @@ class CaptionEmbedder(nnx.Module):
         self.y_embedding = _table(*shape, rngs=rngs) if cfg.with_null_caption else None
 
     def __call__(self, y: Float[Array, "b l c"]) -> Float[Array, "b l d"]:
+        """Text features in the width of the model."""
         return self.y_proj(y)
 
 
@@ -189,6 +193,7 @@ class FinalLayer(nnx.Module):
         self.scale_shift_table = _table(2, cfg.width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], e: Float[Array, "b d"]) -> Float[Array, "b n o"]:
+        """Tokens to flat patches; e is the time embedding."""
         table = (self.scale_shift_table.get_value() + e[:, None]).astype(x.dtype)
         shift, scale = jnp.split(table, 2, axis=1)
         return self.linear(modulate(layer_norm(x), shift, scale))
@@ -253,10 +258,8 @@ class PixArt(nnx.Module):
         if size is not None and self.csize_embedder is not None and self.ar_embedder is not None:
             parts = [self.csize_embedder(size.height, x.dtype), self.csize_embedder(size.width, x.dtype)]
             e = e + jnp.concatenate([*parts, self.ar_embedder(size.aspect, x.dtype)], axis=-1)
-        modulation = e
-        for layer in self.t_block:
-            modulation = layer(modulation)
-        modulation = rearrange(modulation, "b (six d) -> b six d", six=6)
+        silu, project = self.t_block
+        modulation = rearrange(project(silu(e)), "b (six d) -> b six d", six=6)
 
         for block, kv in zip(self.blocks, prompt.kv, strict=True):
             x = block(x, modulation, kv, prompt.mask, height)
