@@ -18,23 +18,30 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from tests.torch_params import randomize
 
 PROMPTS = ["a red apple", "two blue dogs on a table, looking at a small green pizza"]
-CORPUS = ["a red apple", "two blue dogs", "on a table", "looking at the small green pizza", "heart of gold", "cat face"]
+CORPUS = [
+    "a red apple",
+    "two blue dogs",
+    "on a table",
+    "looking at the small green pizza",
+    "heart of gold",
+    "cat face",
+]
 
 
 def spiece_model(folder: Path, lines: Iterable[str] = CORPUS) -> Path:
     """A sentencepiece model with the special ids of T5."""
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(folder / "spiece"), vocab_size=60, model_type="unigram",
-        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        sentence_iterator=iter(lines), model_prefix=str(folder / "spiece"), vocab_size=60,
+        model_type="unigram", hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     return folder / "spiece.model"
 
 
 def vae(seed: int = 1) -> AutoencoderKL:
     model = AutoencoderKL(
-        block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32, scaling_factor=0.13025,
+        block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32, scaling_factor=0.13025,
     )  # fmt: skip
     randomize(model, seed)
     return model.eval()
@@ -50,8 +57,8 @@ def pixart_sigma(folder: Path) -> PixArtSigmaPipeline:
     randomize(transformer, 2)
     tokenizer = T5Tokenizer.from_pretrained(spiece_model(folder.parent / "spiece").parent)
     text = T5Config(
-        vocab_size=100, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False,
+        vocab_size=100, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
+        feed_forward_proj="gated-gelu", is_encoder_decoder=False,
     )  # fmt: skip
     text_encoder = T5EncoderModel(text)
     randomize(text_encoder, 3)
@@ -65,10 +72,13 @@ def pixart_sigma(folder: Path) -> PixArtSigmaPipeline:
 def dit(folder: Path) -> DiTPipeline:
     """Save a tiny class-conditional DiT pipeline to `folder` and return it."""
     transformer = DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=1000, norm_type="ada_norm_zero", activation_fn="gelu-approximate",
+        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2,
+        sample_size=8, patch_size=2, num_embeds_ada_norm=1000, norm_type="ada_norm_zero", activation_fn="gelu-approximate",
     )  # fmt: skip
     randomize(transformer, 4)
+    first, *others = transformer.transformer_blocks
+    for block in others:  # published files repeat one embedding in every block
+        block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
     scheduler = DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, clip_sample=False)
     pipeline = DiTPipeline(transformer.eval(), vae(), scheduler)
     pipeline.set_progress_bar_config(disable=True)

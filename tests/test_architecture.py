@@ -23,12 +23,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.checkpoint": ("viditq_jax.net",),
     "viditq_jax.conditions": (),
     "viditq_jax.pipeline": (
-        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.conditions",
-        "viditq_jax.net", "viditq_jax.plugins", "converters",
+        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
+        "viditq_jax.conditions", "viditq_jax.net", "viditq_jax.plugins", "converters",
     ),
     "viditq_jax.calibrate": (
-        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.pipeline",
-        "viditq_jax.net",
+        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
+        "viditq_jax.pipeline", "viditq_jax.net",
     ),
     "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline"),
     "viditq_jax.report": (),
@@ -36,7 +36,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.assets": (),
     "viditq_jax": EVERYTHING,
 }  # fmt: skip
-THIRD_PARTY_FREE = {"pallas_kernels": {"jax", "numpy", "jaxtyping"}, "viditq_jax.sampling": {"jax", "numpy", "jaxtyping"}}
+THIRD_PARTY_FREE = {
+    "pallas_kernels": {"jax", "numpy", "jaxtyping"},
+    "viditq_jax.sampling": {"jax", "numpy", "jaxtyping"},
+}
 NEVER = {"torch", "diffusers", "transformers"}
 
 
@@ -74,7 +77,9 @@ def test_a_file_imports_only_what_the_table_allows(file: Path) -> None:
     module = module_name(file)
     here = row(module)
     ours = {name for name in imports(file) if name.split(".")[0] in PACKAGES}
-    wrong = {name for name in ours if not within(name, here) and not any(within(name, to) for to in ALLOWED[here])}
+    wrong = {
+        name for name in ours if not within(name, here) and not any(within(name, to) for to in ALLOWED[here])
+    }
     assert not wrong, f"{module} ({here}) may not import {sorted(wrong)}"
 
 

@@ -1,11 +1,11 @@
 """Artifacts: a pipeline as a folder. Saving is atomic, loading refuses whatever was torn or altered.
 
-    pipeline.json     facts (models, configs, sampler, recipe, source), versions, size and sha256 of every file, itself included
-    denoiser/ ...     one Orbax tree a Net, its leaves under their flat names, in their own types
-    tokenizer/ ...    small files, verbatim
+    pipeline.json     facts (models, configs, sampler, recipe, source), versions, size and sha256 of every
+    file, itself included denoiser/ ...     one Orbax tree a Net, its leaves under their flat names, in their
+    own types tokenizer/ ...    small files, verbatim
 
-`pipeline.json` is written last, and the folder gets its name only when it is whole. Codes of quantized weights are
-stored as they are in memory; nothing is requantized when an artifact is loaded.
+`pipeline.json` is written last, and the folder gets its name only when it is whole. Codes of quantized
+weights are stored as they are in memory; nothing is requantized when an artifact is loaded.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ class Artifact:
     """A pipeline before it is built: what `convert` gives and `save` writes.
 
     facts: JSON-able; one entry a Net with its model and config, and "sampler", "guidance", "conditions", ...
-    nets: by name ("denoiser", "decoder", "text_encoder"), called one after the other, so that each model can be
-        written and freed before the next is read.
+    nets: by name ("denoiser", "decoder", "text_encoder"), called one after the other, so that each model can
+        be written and freed before the next is read.
     files: small files to keep verbatim, by relative name ("tokenizer/spiece.model").
     """
 
@@ -49,7 +49,9 @@ class Artifact:
 
 
 def _flat(net: Net) -> dict[str, Any]:
-    """Every leaf of a Net by its name; a quantized weight has several ("blocks/0/attn/qkv/weight/weight/scale")."""
+    """Every leaf of a Net by its name; a quantized weight has several
+    ("blocks/0/attn/qkv/weight/weight/scale").
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(net.params)
     return {"/".join(_key_name(key) for key in path if _key_name(key)): leaf for path, leaf in leaves}
 
@@ -101,8 +103,8 @@ def _checkpointer() -> ocp.Checkpointer:
 def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write an artifact; the folder appears under its name only when it is whole.
 
-    Raises ArtifactError if the folder exists (unless `overwrite`, which replaces it at the very end), or if the disk
-    refuses; nothing half-written is left behind and an existing artifact stays untouched.
+    Raises ArtifactError if the folder exists (unless `overwrite`, which replaces it at the very end), or if
+    the disk refuses; nothing half-written is left behind and an existing artifact stays untouched.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -123,15 +125,19 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
         (partial / FACTS_FILE).write_text(json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n")
         _replace(partial, path)
     except OSError as error:
-        raise ArtifactError(f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
-                            f"permissions of {path.parent}, and run again.") from error
+        raise ArtifactError(
+            f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
+            f"permissions of {path.parent}, and run again."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """Give the finished folder its name; an older one is set aside first, so that one of the two always exists."""
+    """Give the finished folder its name; an older one is set aside first, so that one of the two always
+    exists.
+    """
     if not path.exists():
         partial.rename(path)
         return
@@ -150,20 +156,26 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     file = path / FACTS_FILE
     if not file.is_file():
-        raise ArtifactError(f"{path} is not an artifact: it has no {FACTS_FILE}. Make one with `viditq convert`.")
+        raise ArtifactError(
+            f"{path} is not an artifact: it has no {FACTS_FILE}. Make one with `viditq convert`."
+        )
     try:
         facts = json.loads(file.read_text())
         version, listing, digest = facts["format"], facts["files"], facts.pop("sha256")
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listing.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{file} is not valid ({type(error).__name__}: {error}); make the artifact again.") from error
+        raise ArtifactError(
+            f"{file} is not valid ({type(error).__name__}: {error}); make the artifact again."
+        ) from error
     if version != FORMAT:
         raise ArtifactError(
             f"{path} has format version {version!r}, this library reads {FORMAT}; "
             f"convert the source again, or install the version of viditq-jax that wrote it."
         )
     if digest != _digest(facts):
-        raise ArtifactError(f"{file} was altered (its sha256 differs); make the artifact again from its source.")
+        raise ArtifactError(
+            f"{file} was altered (its sha256 differs); make the artifact again from its source."
+        )
     found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {FACTS_FILE}
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found)]
     faults += [f"{name} does not belong to it" for name in sorted(found - expected.keys())]
@@ -174,7 +186,9 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         elif _sha256(path / name) != digest:
             faults.append(f"{name} was altered (its sha256 differs)")
     if faults:
-        raise ArtifactError(f"{path} is torn or altered: {'; '.join(faults)}. Make the artifact again from its source.")
+        raise ArtifactError(
+            f"{path} is torn or altered: {'; '.join(faults)}. Make the artifact again from its source."
+        )
     return facts
 
 
@@ -198,9 +212,13 @@ def restore(path: str | Path, name: str, target: Net) -> Net:
             shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
             raise ArtifactError(f"{folder} does not hold the model that {FACTS_FILE} describes: {shown}.")
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        leaves = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for key, leaf in wanted.items()}
+        leaves = {
+            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            for key, leaf in wanted.items()
+        }
         restored = checkpointer.restore(
-            folder, ocp.args.PyTreeRestore(leaves, restore_args=ocp.checkpoint_utils.construct_restore_args(leaves))
+            folder,
+            ocp.args.PyTreeRestore(leaves, restore_args=ocp.checkpoint_utils.construct_restore_args(leaves)),
         )
     structure = jax.tree.structure(target.params)
     return Net(jax.tree.unflatten(structure, [restored[key] for key in wanted]), target.graphdef)

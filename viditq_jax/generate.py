@@ -4,7 +4,8 @@
     manifest.jsonl      a line a finished picture: index, condition, file, sha256
     generation.json     what all pictures share: seed, steps, guidance, size, model, recipe
 
-A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still there.
+A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still
+there.
 """
 
 import dataclasses
@@ -25,7 +26,9 @@ from viditq_jax.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Where the samples are: `entries` in the order of the conditions, each with index, condition, file, sha256."""
+    """Where the samples are: `entries` in the order of the conditions, each with index, condition, file,
+    sha256.
+    """
 
     folder: Path
     entries: list[dict[str, Any]]
@@ -36,7 +39,9 @@ class Manifest:
         """The manifest of a folder that `generate` wrote. Raises ValueError if there is none."""
         folder = Path(folder)
         if not (folder / "generation.json").is_file():
-            raise ValueError(f"{folder} holds no generation.json; give a folder that `viditq generate` wrote.")
+            raise ValueError(
+                f"{folder} holds no generation.json; give a folder that `viditq generate` wrote."
+            )
         settings = json.loads((folder / "generation.json").read_text())
         return cls(folder, sorted(_listed(folder), key=lambda entry: entry["index"]), settings)
 
@@ -61,9 +66,10 @@ def generate(
 ) -> Manifest:
     """Write one PNG a condition to `out`.
 
-    batch: samples a compiled call; the last batch is padded, so that all of them share one program. advance: called
-        with the number of pictures that were just finished, for a progress bar.
-    Raises ValueError if `out` holds pictures of other settings (or any, without `resume`), or if a listed picture is gone.
+    batch: samples a compiled call; the last batch is padded, so that all of them share one program. advance:
+        called with the number of pictures that were just finished, for a progress bar.
+    Raises ValueError if `out` holds pictures of other settings (or any, without `resume`), or if a listed
+    picture is gone.
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1.")
@@ -100,7 +106,9 @@ def generate(
 
 
 def _starts(todo: list[int], batch: int) -> list[int]:
-    """First indices of the batches that hold anything still to do; batches lie on fixed multiples of `batch`."""
+    """First indices of the batches that hold anything still to do; batches lie on fixed multiples of
+    `batch`.
+    """
     return sorted({i // batch * batch for i in todo})
 
 
@@ -116,15 +124,22 @@ def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int
     old = json.loads(record.read_text())
     differs = [key for key in settings if json.loads(json.dumps(settings[key])) != old.get(key)]
     if differs:
-        raise ValueError(f"{out} was made with another {', '.join(differs)}; choose another folder for these settings.")
+        raise ValueError(
+            f"{out} was made with another {', '.join(differs)}; choose another folder for these settings."
+        )
     _drop_torn_line(out / "manifest.jsonl")
     done: set[int] = set()
     for entry in _listed(out):
         index, file = entry["index"], out / entry["file"]
         if index >= len(conditions) or conditions[index] != entry["condition"]:
-            raise ValueError(f"{out} has {entry['condition']!r} as sample {index}, which this run has not; use another folder.")
+            raise ValueError(
+                f"{out} has {entry['condition']!r} as sample {index}, which this run has not; "
+                f"use another folder."
+            )
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{file} is listed in the manifest, but is missing or altered; delete {out} and run again.")
+            raise ValueError(
+                f"{file} is listed in the manifest, but is missing or altered; delete {out} and run again."
+            )
         done.add(index)
     return done
 

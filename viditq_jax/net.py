@@ -1,8 +1,9 @@
 """A model as a value.
 
-NNX modules define models; `Net` values travel. A module is built once, split, and never touched again: `Net` holds
-its arrays as a pytree and its structure as a static, hashable fact, so it goes through `jit`, `eval_shape`,
-`device_put` and Orbax as it is. Everything that is done to a model is a function from `Net` to `Net`.
+NNX modules define models; `Net` values travel. A module is built once, split, and never touched again: `Net`
+holds its arrays as a pytree and its structure as a static, hashable fact, so it goes through `jit`,
+`eval_shape`, `device_put` and Orbax as it is. Everything that is done to a model is a function from `Net` to
+`Net`.
 """
 
 import dataclasses
@@ -15,11 +16,15 @@ from flax import nnx
 
 
 class Weight(nnx.Param):
-    """The parameter slot of a linear layer: a float matrix [n, k], or an object that knows how to apply one."""
+    """The parameter slot of a linear layer: a float matrix [n, k], or an object that knows how to apply
+    one.
+    """
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The name of a parameter: its path joined with "/"; list items count from 0, as in "blocks/7/attn/qkv/weight"."""
+    """The name of a parameter: its path joined with "/"; list items count from 0, as in
+    "blocks/7/attn/qkv/weight".
+    """
     return "/".join(str(part) for part in path)
 
 
@@ -28,7 +33,7 @@ def _is_variable(node: Any) -> bool:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Net:
     """A model: `params`, the pytree of its variables, and `graphdef`, its structure (static)."""
 
@@ -65,9 +70,11 @@ class Net:
     def map_weights(self, fn: Callable[[str, Any], Any]) -> "Net":
         """A copy in which `fn(path, weight)` stands in each weight slot; `path` is the path of the layer."""
         return self.map_variables(
-            lambda name, variable: fn(name.removesuffix("/weight"), variable.get_value())
-            if isinstance(variable, Weight)
-            else variable.get_value()
+            lambda name, variable: (
+                fn(name.removesuffix("/weight"), variable.get_value())
+                if isinstance(variable, Weight)
+                else variable.get_value()
+            )
         )
 
     def map_variables(self, fn: Callable[[str, nnx.Variable], Any]) -> "Net":
@@ -81,11 +88,15 @@ class Net:
         return Net(params, self.graphdef)
 
     def astype(self, dtype: Any) -> "Net":
-        """A copy whose unquantized floating-point variables have `dtype`; integers and weight objects stay."""
+        """A copy whose unquantized floating-point variables have `dtype`; integers and weight objects
+        stay.
+        """
 
         def cast(_: str, variable: nnx.Variable) -> Any:
             value = variable.get_value()
-            is_float = isinstance(value, (jax.Array, jax.ShapeDtypeStruct)) and jnp.issubdtype(value.dtype, jnp.floating)
+            is_float = isinstance(value, (jax.Array, jax.ShapeDtypeStruct)) and jnp.issubdtype(
+                value.dtype, jnp.floating
+            )
             if not is_float:
                 return value
             if isinstance(value, jax.ShapeDtypeStruct):

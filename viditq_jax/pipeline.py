@@ -1,7 +1,7 @@
 """A pipeline: conditions in, pictures out. It binds the models of an artifact to a sampler and to guidance.
 
-Sampling is one compiled program: a new seed, prompt or guidance scale compiles nothing; another batch size, picture
-size, sampler or number of steps does. Sample `i` draws all its noise from `fold_in(seed, i)`.
+Sampling is one compiled program: a new seed, prompt or guidance scale compiles nothing; another batch size,
+picture size, sampler or number of steps does. Sample `i` draws all its noise from `fold_in(seed, i)`.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ from viditq_jax.models.pixart import Size
 from viditq_jax.net import Net, abstract
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe
-from viditq_jax.quant.stats import Stats, abstract_stats
+from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.guidance import guided
-from viditq_jax.sampling.sample import draw_noise, sample, sample_keys
+from viditq_jax.sampling.sample import Denoise, draw_noise, sample, sample_keys
+from viditq_jax.sampling.schedule import VPSchedule
 
 PARTS = ("denoiser", "decoder", "text_encoder")
 
@@ -33,9 +34,11 @@ PARTS = ("denoiser", "decoder", "text_encoder")
 class Guidance:
     """How the conditional and the unconditional prediction meet.
 
-    scale: weight of their difference; 1 means no guidance. channels: how many channels are guided; None is all.
-    null: what stands for "no prompt": the text encoder's output for the empty prompt ("encoded"), or the table that the
-        denoiser was trained with ("table"). mask: which keys the unconditional half sees: its "own", or the "prompt"'s.
+    scale: weight of their difference; 1 means no guidance.
+    channels: how many channels are guided; None is all.
+    null: what stands for "no prompt": the text encoder's output for the empty prompt ("encoded"), or the
+        table that the denoiser was trained with ("table").
+    mask: which keys the unconditional half sees: its "own", or the "prompt"'s.
     order: which half of the doubled batch comes first.
     """
 
@@ -52,12 +55,14 @@ class Guidance:
             ("order", ("cond_first", "uncond_first")),
         ):
             if getattr(self, field) not in allowed:
-                raise ValueError(f"guidance {field}={getattr(self, field)!r} is unknown; choose one of {allowed}.")
+                raise ValueError(
+                    f"guidance {field}={getattr(self, field)!r} is unknown; choose one of {allowed}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Nets and the facts that bind them. `facts` is what `pipeline.json` holds; `files` are tokenizer files."""
+    """Nets and the facts that bind them: `facts` is what `pipeline.json` holds, `files` the tokenizer's."""
 
     denoiser: Net
     facts: dict[str, Any]
@@ -79,8 +84,9 @@ class Pipeline:
     ) -> UInt8[np.ndarray, "b h w 3"]:
         """Pictures for prompts (or class indices), one each.
 
-        steps: denoising steps; guidance: scale, 1 for none; size: (height, width) in pixels; each defaults to what the
-        model was made for. first: index of the first sample, so that a long run can be cut into batches.
+        steps: denoising steps; guidance: scale, 1 for none; size: (height, width) in pixels; each defaults to
+        what the model was made for. first: index of the first sample, so that a long run can be cut into
+        batches.
         Raises ValueError if a part is missing or a condition does not fit the model.
         """
         latents = self.latents(
@@ -100,7 +106,9 @@ class Pipeline:
         first: int = 0,
         noise: Float[Array, "b h w c"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Denoised latents in the denoiser's units; `noise` replaces the initial noise drawn from the seed."""
+        """Denoised latents in the denoiser's units; `noise` replaces the initial noise drawn from the
+        seed.
+        """
         scale = self.guidance.scale if guidance is None else guidance
         keys = sample_keys(seed, first, len(conditions))
         if noise is None:
@@ -123,7 +131,12 @@ class Pipeline:
         return np.asarray(_decode(self.decoder, latents))
 
     def encode(
-        self, conditions: Sequence[str | int], *, negative: str = "", size: tuple[int, int] | None = None, guide: bool
+        self,
+        conditions: Sequence[str | int],
+        *,
+        negative: str = "",
+        size: tuple[int, int] | None = None,
+        guide: bool,
     ) -> dict[str, Any]:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
         if not conditions:
@@ -139,13 +152,17 @@ class Pipeline:
         encoded: dict[str, Any] = {"y": y, "mask": mask}
         if self.facts["denoiser"]["config"].get("micro_conditions"):
             height, width = size or self.image_size
-            encoded["size"] = Size(*(jnp.full(y.shape[0], v, jnp.float32) for v in (height, width, height / width)))
+            encoded["size"] = Size(
+                *(jnp.full(y.shape[0], v, jnp.float32) for v in (height, width, height / width))
+            )
         return encoded
 
     def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, jax.Array]:
         """Prompts to text features [b, l, d] and the mask [b, l] of their valid tokens."""
         if self.text_encoder is None or "tokenizer" not in self.facts:
-            raise ValueError("this pipeline has no text encoder; convert it again with --text-encoder and --tokenizer.")
+            raise ValueError(
+                "this pipeline has no text encoder; convert it again with --text-encoder and --tokenizer."
+            )
         wrong = [p for p in prompts if not isinstance(p, str)]
         if wrong:
             raise ValueError(f"this model takes prompts, not {type(wrong[0]).__name__} such as {wrong[0]!r}.")
@@ -153,7 +170,7 @@ class Pipeline:
         if self.facts["conditions"].get("clean_caption"):
             texts = [clean_caption(text) for text in texts]
         entry = self.facts["tokenizer"]
-        ids, mask = Tokenizer(self.files[entry["file"]], entry["file"])(texts, int(entry["max_length"]))
+        ids, mask = Tokenizer(self.files[entry["file"]])(texts, int(entry["max_length"]))
         return _encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
 
     def _null(self, negative: str, count: int, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -161,8 +178,8 @@ class Pipeline:
             table = dict(self.denoiser.variables()).get("y_embedder/y_embedding")
             if table is None:
                 raise ValueError(
-                    "guidance null='table' needs the denoiser's y_embedder.y_embedding, which this checkpoint lacks; "
-                    "use null='encoded'."
+                    "guidance null='table' needs the denoiser's y_embedder.y_embedding, which this "
+                    "checkpoint lacks; use null='encoded'."
                 )
             value = table.get_value()[: mask.shape[1]]
             null, null_mask = jnp.broadcast_to(value, (count, *value.shape)), jnp.ones_like(mask)
@@ -172,7 +189,11 @@ class Pipeline:
         return null, mask if self.guidance.mask == "prompt" else null_mask
 
     def _halves(self, conditional: Any, unconditional: Any) -> jax.Array:
-        pair = (conditional, unconditional) if self.guidance.order == "cond_first" else (unconditional, conditional)
+        pair = (
+            (conditional, unconditional)
+            if self.guidance.order == "cond_first"
+            else (unconditional, conditional)
+        )
         return jnp.concatenate([jnp.asarray(half) for half in pair])
 
     @property
@@ -205,15 +226,25 @@ class Pipeline:
         step = factor * int(config["patch_size"])
         height, width = size or self.image_size
         if height % step or width % step or height < step or width < step:
-            raise ValueError(f"size {height}x{width} is impossible; height and width are multiples of {step} pixels.")
+            raise ValueError(
+                f"size {height}x{width} is impossible; height and width are multiples of {step} pixels."
+            )
         return height // factor, width // factor, int(config["in_channels"])
 
     def with_sampler(self, name: str, **options: Any) -> "Pipeline":
-        """The same pipeline with another sampler, which takes over the noise schedule where it has those fields."""
+        """The same pipeline with another sampler, on the same noise schedule and for the same kind of
+        prediction.
+        """
         kind = plugins.find("viditq_jax.sampling", name, "SAMPLER")
-        fields = {field.name for field in dataclasses.fields(kind)}
-        old = self.facts["sampler"].get("options", {})
-        shared = {key: old[key] for key in ("schedule", "prediction") if key in old and key in fields}
+        model_facts = {*(field.name for field in dataclasses.fields(VPSchedule)), "prediction"}
+        known = {field.name for field in dataclasses.fields(kind)}
+        shared = {k: v for k, v in self.facts["sampler"].get("options", {}).items() if k in model_facts}
+        lost = sorted(shared.keys() - known)
+        if lost:
+            raise ValueError(
+                f"sampler {name!r} knows no {', '.join(lost)}, which this model was trained with; "
+                f"choose a sampler of the same family as {self.facts['sampler']['name']!r}."
+            )
         entry = {**self.facts["sampler"], "name": name, "options": {**shared, **options}}
         return dataclasses.replace(self, facts={**self.facts, "sampler": entry})
 
@@ -229,7 +260,9 @@ class Pipeline:
     def astype(self, dtype: Any) -> "Pipeline":
         """The same pipeline with all unquantized parameters in `dtype`."""
         facts = {**self.facts, "dtype": jnp.dtype(dtype).name}
-        return dataclasses.replace(self, facts=facts, **{k: net.astype(dtype) for k, net in self.nets().items()})
+        return dataclasses.replace(
+            self, facts=facts, **{k: net.astype(dtype) for k, net in self.nets().items()}
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the pipeline as an artifact, quantized weights verbatim. See `checkpoint.save` for errors."""
@@ -245,9 +278,9 @@ def _same(net: Net) -> Net:
 def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipeline:
     """A pipeline from an artifact folder, from a foreign checkpoint, or "default", the packaged model.
 
-    path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file, which is
-        converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and bfloat16 for a foreign
-        checkpoint, where not given.
+    path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file,
+        which is converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and
+        bfloat16 for a foreign checkpoint, where not given.
     Raises ArtifactError or ConversionError, with all that is wrong, before anything is built.
     """
     if str(path) == "default":
@@ -259,9 +292,13 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
         return _convert(Path(path), dtype)
     facts = checkpoint.read_facts(path)
     nets = {name: _restore(Path(path), name, facts) for name in PARTS if name in facts}
-    files = {name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS}
+    files = {
+        name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS
+    }
     pipeline = Pipeline(
-        facts={key: value for key, value in facts.items() if key not in ("format", "files", "versions", "recipe")},
+        facts={
+            key: value for key, value in facts.items() if key not in ("format", "files", "versions", "recipe")
+        },
         recipe=_recipe(facts),
         files=files,
         **nets,
@@ -278,7 +315,7 @@ def _restore(path: Path, name: str, facts: dict[str, Any]) -> Net:
     target = abstract_net(facts, name).astype(jnp.dtype(facts["dtype"]))
     recipe = _recipe(facts) if name == "denoiser" else None
     if recipe is not None:
-        target = jax.eval_shape(lambda net, stats: quantize(net, recipe, stats), target, abstract_stats(target))
+        target = quantize(target, recipe)
     return checkpoint.restore(path, name, target)
 
 
@@ -289,13 +326,17 @@ def abstract_net(facts: dict[str, Any], name: str) -> Net:
 
 
 def config_from_json(kind: type, values: Mapping[str, Any]) -> Any:
-    """A model's Config from JSON values; lists become tuples. Raises ValueError for unknown or missing fields."""
+    """A model's Config from JSON values; lists become tuples. Raises ValueError for unknown or missing
+    fields.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(values.keys() - fields.keys())
     missing = sorted(
         name
         for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
     )
     if unknown or missing:
         raise ValueError(f"{kind.__module__}: config has unknown fields {unknown} and lacks {missing}.")
@@ -323,6 +364,14 @@ def _bind(net: Net, conditions: dict[str, Any]) -> Callable[..., jax.Array]:
     return lambda x, t, i: net(x.astype(dtype), t, prompt, conditions.get("size"))
 
 
+def guided_model(net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None) -> Denoise:
+    """denoise(x, t, i) for `sample`, from what `Pipeline.encode` gave; no guidance where it is None."""
+    model = _bind(net, conditions)
+    return (
+        model if guidance is None else guided(model, scale, channels=guidance.channels, order=guidance.order)
+    )
+
+
 @partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
 def _denoise(
     net: Net,
@@ -336,10 +385,7 @@ def _denoise(
     guidance: Guidance | None,
 ) -> Float[Array, "b h w c"]:
     """The whole trajectory as one program. `guidance` gives the facts; its scale comes as a traced number."""
-    model = _bind(net, conditions)
-    if guidance is not None:
-        model = guided(model, scale, channels=guidance.channels, order=guidance.order)
-    return sample(model, sampler, noise, keys, steps=steps)
+    return sample(guided_model(net, conditions, scale, guidance), sampler, noise, keys, steps=steps)
 
 
 @jax.jit

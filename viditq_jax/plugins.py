@@ -23,6 +23,8 @@ def find(package: str, name: str, attribute: str | None = None) -> Any:
     known = names(package)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-        raise LookupError(f"{package} has no {name!r}; did you mean {', '.join(near)}? Known: {', '.join(known)}.")
+        raise LookupError(
+            f"{package} has no {name!r}; did you mean {', '.join(near)}? Known: {', '.join(known)}."
+        )
     module = importlib.import_module(f"{package}.{name}")
     return getattr(module, attribute) if attribute else module

@@ -32,7 +32,11 @@ class Toy(nnx.Module):
 
 def coded(net: Net) -> Net:
     def code(path: str, weight: jax.Array) -> Coded | jax.Array:
-        return Coded((weight * 100).astype(jnp.int8), jnp.ones((weight.shape[0], 1))) if "fc1" in path else weight
+        return (
+            Coded((weight * 100).astype(jnp.int8), jnp.ones((weight.shape[0], 1)))
+            if "fc1" in path
+            else weight
+        )
 
     return net.map_weights(code)
 
@@ -44,7 +48,9 @@ def net() -> Net:
 
 @pytest.fixture
 def artifact(net: Net, tmp_path: Path) -> Path:
-    return save(Artifact({"model": "toy"}, {"denoiser": lambda: net}, {"tokenizer/a": b"abc"}), tmp_path / "toy")
+    return save(
+        Artifact({"model": "toy"}, {"denoiser": lambda: net}, {"tokenizer/a": b"abc"}), tmp_path / "toy"
+    )
 
 
 def target() -> Net:

@@ -32,7 +32,9 @@ def test_weights_are_named_after_the_path_of_their_layer(net: Net) -> None:
 
 def test_a_net_goes_through_jit_as_an_argument(net: Net) -> None:
     x = jnp.ones((3, 8))
-    np.testing.assert_allclose(jax.jit(lambda n, x: n(x))(net, x), net(x), rtol=1e-6)  # two fusions of float32
+    np.testing.assert_allclose(
+        jax.jit(lambda n, x: n(x))(net, x), net(x), rtol=1e-6
+    )  # two fusions of float32
 
 
 def test_other_methods_than_the_forward_pass_can_be_called(net: Net) -> None:

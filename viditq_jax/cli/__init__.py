@@ -1,8 +1,8 @@
 """The command line: `viditq VERB`, one verb a file.
 
-A verb's file defines `Options`, a dataclass whose fields are the flags, and `run(options)`, which calls the library and
-returns what to print on standard output: a text, or with --json a value that is printed as JSON. Progress goes to
-standard error. Errors of the library are one line, without a traceback.
+A verb's file defines `Options`, a dataclass whose fields are the flags, and `run(options)`, which calls the
+library and returns what to print on standard output: a text, or with --json a value that is printed as JSON.
+Progress goes to standard error. Errors of the library are one line, without a traceback.
 """
 
 import json
@@ -23,8 +23,14 @@ def _usage() -> str:
     verbs = plugins.names("viditq_jax.cli")
     lines = [f"  {verb:<10} {_summary(verb)}" for verb in verbs]
     return "\n".join(
-        ["usage: viditq VERB [flags]", "", *lines, "", "viditq VERB --help explains one; for example:",
-         '  viditq generate --prompt "red apple" --recipe w8a8']
+        [
+            "usage: viditq VERB [flags]",
+            "",
+            *lines,
+            "",
+            "viditq VERB --help explains one; for example:",
+            '  viditq generate --prompt "red apple" --recipe w8a8',
+        ]
     )
 
 
@@ -41,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     import tyro
 
-    options = tyro.cli(verb.Options, args=arguments[1:], prog=f"viditq {arguments[0]}", description=verb.__doc__)
+    options = tyro.cli(
+        verb.Options, args=arguments[1:], prog=f"viditq {arguments[0]}", description=verb.__doc__
+    )
     try:
         _print(verb.run(options))
     except _EXPECTED as error:

@@ -1,31 +1,55 @@
 """What several verbs share: progress on standard error, and prompts from flags."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from viditq_jax.calibrate import calibrate
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.quant.recipe import load_recipe
 
 CONSOLE = Console(stderr=True)
 
 
 @contextmanager
-def bar(what: str, total: int | None) -> Iterator[Progress]:
-    """A progress bar on standard error; `advance(n)` of the task it starts moves it."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; call what it gives with the number of items just finished."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=CONSOLE) as progress:
-        progress.add_task(what, total=total)
-        yield progress
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """A spinner with the elapsed time, for work whose length is unknown."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=CONSOLE) as progress:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=CONSOLE
+    ) as progress:
         progress.add_task(what, total=None)
         yield
+
+
+def packaged_model() -> AbstractContextManager[Path]:
+    """The folder of the default model's checkpoint."""
+    return resources.as_file(resources.files("viditq_jax.assets") / "default")
 
 
 def packaged_prompts() -> list[str]:
@@ -39,8 +63,12 @@ def read_prompts(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def conditions(prompt: tuple[str, ...], file: Path | None, labels: tuple[int, ...], kind: str) -> list[str | int]:
-    """The conditions that the flags name, or the packaged prompts. Raises ValueError for the wrong kind of them."""
+def conditions(
+    prompt: tuple[str, ...], file: Path | None, labels: tuple[int, ...], kind: str
+) -> list[str | int]:
+    """The conditions that the flags name, or the packaged prompts. Raises ValueError for the wrong kind of
+    them.
+    """
     if kind == "label":
         if prompt or file:
             raise ValueError("this model takes class indices; use --label instead of prompts.")
@@ -49,3 +77,19 @@ def conditions(prompt: tuple[str, ...], file: Path | None, labels: tuple[int, ..
         raise ValueError("this model takes prompts; use --prompt instead of --label.")
     given = [*prompt, *(read_prompts(file.read_text()) if file else [])]
     return list(given or packaged_prompts())
+
+
+def quantized(pipeline: Pipeline, name: str, *, prompts: Path | None = None, seed: int = 0) -> Pipeline:
+    """The pipeline under the recipe `name`, calibrated first where the recipe needs statistics of the
+    inputs.
+    """
+    if pipeline.recipe is not None:
+        raise ValueError("this artifact is quantized already; give the float artifact that it came from.")
+    recipe = load_recipe(name)
+    stats = None
+    if recipe.needs_stats:
+        samples = conditions((), prompts, (), pipeline.facts["conditions"]["kind"])
+        with bar("calibrating", len(samples)) as advance:
+            stats = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)
+    with working(f"quantizing to {name}"):
+        return pipeline.quantized(recipe, stats)

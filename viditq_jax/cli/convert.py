@@ -1,11 +1,10 @@
 """Bring a PyTorch checkpoint into an artifact: viditq convert PixArt-Sigma-XL-2-1024-MS.pth --out sigma
 
-The source is a diffusers pipeline folder, or one checkpoint file or folder of a denoiser with the other parts named by
-flags. Without a source the packaged default model is converted.
+The source is a diffusers pipeline folder, or one checkpoint file or folder of a denoiser with the other parts
+named by flags. Without a source the packaged default model is converted.
 """
 
 import dataclasses
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ import tyro
 
 from converters import convert
 from viditq_jax import checkpoint
-from viditq_jax.cli._common import working
+from viditq_jax.cli._common import packaged_model, working
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +21,9 @@ class Options:
     """Flags of `viditq convert`."""
 
     source: Annotated[str, tyro.conf.Positional] = "default"
-    """A diffusers folder, a checkpoint (.pt, .pth, .bin, .safetensors, or an index of shards), or "default"."""
+    """A diffusers folder, a checkpoint (.pt, .pth, .bin, .safetensors, or an index of shards), or
+    "default".
+    """
     out: Path = Path("runs/float")
     """Where the artifact goes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -48,8 +49,10 @@ class Options:
 def run(options: Options) -> Any:
     """Convert, write, and say what was written."""
     if options.out.exists() and not options.overwrite:
-        raise checkpoint.ArtifactError(f"{options.out} exists already; choose another --out, or add --overwrite.")
-    with resources.as_file(resources.files("viditq_jax.assets") / "default") as packaged, working("converting"):
+        raise checkpoint.ArtifactError(
+            f"{options.out} exists already; choose another --out, or add --overwrite."
+        )
+    with packaged_model() as packaged, working("converting"):
         artifact = convert(
             packaged if options.source == "default" else Path(options.source),
             dtype=jnp.dtype(options.dtype),

@@ -29,4 +29,6 @@ class Options:
 def run(options: Options) -> Any:
     """Measure and print."""
     results = evaluate(options.out, options.metrics, reference=options.reference)
-    return results if options.json else "\n".join(f"{name:<10} {value:.4f}" for name, value in results.items())
+    return (
+        results if options.json else "\n".join(f"{name:<10} {value:.4f}" for name, value in results.items())
+    )

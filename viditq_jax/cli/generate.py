@@ -1,7 +1,7 @@
 """Make pictures: viditq generate --prompt "red apple" --recipe w8a8
 
-The model is an artifact, a checkpoint, or the packaged default. With --recipe a float model is quantized in memory first.
-A run that was killed goes on where it stopped when it is started again with the same flags.
+The model is an artifact, a checkpoint, or the packaged default. With --recipe a float model is quantized in
+memory first. A run that was killed goes on where it stopped when it is started again with the same flags.
 """
 
 import dataclasses
@@ -11,11 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from viditq_jax.calibrate import calibrate
-from viditq_jax.cli._common import bar, conditions, packaged_prompts, working
+from viditq_jax.cli._common import bar, conditions, quantized, working
 from viditq_jax.generate import generate
-from viditq_jax.pipeline import Pipeline, load_pipeline
-from viditq_jax.quant.recipe import load_recipe
+from viditq_jax.pipeline import load_pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +58,12 @@ def run(options: Options) -> Any:
         pipeline = pipeline.with_sampler(options.sampler)
     samples = conditions(options.prompt, options.prompts, options.label, pipeline.facts["conditions"]["kind"])
     if options.recipe:
-        pipeline = quantize_in_memory(pipeline, options.recipe)
-    out = options.out or Path("runs") / ("generate-" + Path(options.recipe).stem if options.recipe else "generate")
+        pipeline = quantized(pipeline, options.recipe)
+    out = options.out or Path("runs") / (
+        "generate-" + Path(options.recipe).stem if options.recipe else "generate"
+    )
     started = time.perf_counter()
-    with bar("generating (the first batch compiles)", len(samples)) as progress:
+    with bar("generating (the first batch compiles)", len(samples)) as advance:
         manifest = generate(
             pipeline,
             samples,
@@ -74,24 +74,9 @@ def run(options: Options) -> Any:
             guidance=options.guidance,
             size=options.size,
             negative=options.negative,
-            advance=lambda n: progress.advance(progress.task_ids[0], n),
+            advance=advance,
         )
     if options.json:
         return {"folder": str(out), "samples": manifest.entries}
     lines = [f"{out / entry['file']}  {entry['condition']}" for entry in manifest.entries]
     return "\n".join([*lines, f"{len(lines)} pictures in {time.perf_counter() - started:.1f} s"])
-
-
-def quantize_in_memory(pipeline: Pipeline, name: str) -> Pipeline:
-    """The pipeline under a recipe, calibrated on the packaged prompts where the recipe needs statistics."""
-    if pipeline.recipe is not None:
-        raise ValueError("this artifact is quantized already; leave --recipe out, or give the float artifact.")
-    recipe = load_recipe(name)
-    stats = None
-    if recipe.needs_stats:
-        prompts = packaged_prompts() if pipeline.facts["conditions"]["kind"] == "prompt" else [0]
-        with bar("calibrating", len(prompts)) as progress:
-            stats = calibrate(
-                pipeline, prompts, recipe, seed=0, advance=lambda n: progress.advance(progress.task_ids[0], n)
-            )
-    return pipeline.quantized(recipe, stats)

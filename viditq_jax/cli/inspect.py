@@ -4,6 +4,7 @@ With --export FILE the denoiser is written as safetensors under the names of the
 """
 
 import dataclasses
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from viditq_jax.cli._common import working
 from viditq_jax.pipeline import Pipeline, config_from_json, load_pipeline
 from viditq_jax.plugins import find
 from viditq_jax.quant.qtensor import QTensor
-from viditq_jax.quant.recipe import Recipe, load_recipe, recipe_names
+from viditq_jax.quant.recipe import Recipe, load_recipe
 from viditq_jax.quant.size import weight_bytes
 
 
@@ -36,7 +37,8 @@ class Options:
 
 def run(options: Options) -> Any:
     """Describe, and export if asked."""
-    if options.what in recipe_names() or options.what.endswith(".json"):
+    packaged = resources.files("viditq_jax.assets") / "recipes" / f"{options.what}.json"
+    if packaged.is_file() or options.what.endswith(".json"):
         recipe = load_recipe(options.what)
         return recipe.to_json() if options.json else _recipe_text(options.what, recipe)
     with working("loading"):
@@ -49,7 +51,11 @@ def run(options: Options) -> Any:
 
 def _facts(pipeline: Pipeline, layers: bool) -> dict[str, Any]:
     parts = {
-        name: {"model": pipeline.facts[name]["model"], "bytes": net.nbytes(), "parameters": _parameters(net.weights())}
+        name: {
+            "model": pipeline.facts[name]["model"],
+            "bytes": net.nbytes(),
+            "parameters": _parameters(net.weights()),
+        }
         for name, net in pipeline.nets().items()
     }
     facts: dict[str, Any] = {
@@ -87,15 +93,22 @@ def _weight_text(weight: Any) -> str:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    lines = [f"{name:<13} {part['model']:<16} {part['parameters'] / 1e6:8.2f} M in linear layers "
-             f"{part['bytes'] / 1e6:9.2f} MB" for name, part in facts["parts"].items()]
+    lines = [
+        f"{name:<13} {part['model']:<16} {part['parameters'] / 1e6:8.2f} M in linear layers "
+        f"{part['bytes'] / 1e6:9.2f} MB"
+        for name, part in facts["parts"].items()
+    ]
     sampler = facts["sampler"]
-    lines.append(f"pictures      {facts['image_size'][0]}x{facts['image_size'][1]}, {sampler['steps']} steps of "
-                 f"{sampler['name']}, guidance {facts['guidance']['scale']}, {facts['dtype']}")
+    lines.append(
+        f"pictures      {facts['image_size'][0]}x{facts['image_size'][1]}, {sampler['steps']} steps of "
+        f"{sampler['name']}, guidance {facts['guidance']['scale']}, {facts['dtype']}"
+    )
     if "quantized" in facts:
         q = facts["quantized"]
-        lines.append(f"quantized     {q['layers']} linear layers, {q['bfloat16_weight_bytes'] / 1e6:.2f} MB in bfloat16 "
-                     f"-> {q['weight_bytes'] / 1e6:.2f} MB ({q['weight_bytes'] / q['bfloat16_weight_bytes']:.3f}x)")
+        lines.append(
+            f"quantized     {q['layers']} layers, {q['bfloat16_weight_bytes'] / 1e6:.2f} MB in bfloat16 "
+            f"-> {q['weight_bytes'] / 1e6:.2f} MB ({q['weight_bytes'] / q['bfloat16_weight_bytes']:.3f}x)"
+        )
     lines += [f"{path:<40} {text}" for path, text in facts.get("layers", {}).items()]
     return "\n".join(lines)
 
@@ -104,14 +117,18 @@ def _recipe_text(name: str, recipe: Recipe) -> str:
     lines = [f"{name}: {recipe.source}"]
     for rule in recipe.to_json()["rules"]:
         match = rule["match"] if isinstance(rule["match"], str) else ", ".join(rule["match"])
-        lines.append(f"  {match}\n    weight {rule.get('weight') or 'float'}, input {rule.get('act') or 'float'}. "
-                     f"{rule.get('why', '')}")
+        lines.append(
+            f"  {match}\n    weight {rule.get('weight') or 'float'}, input {rule.get('act') or 'float'}. "
+            f"{rule.get('why', '')}"
+        )
     return "\n".join(lines)
 
 
 def _export(pipeline: Pipeline, path: Path, fmt: str) -> None:
     if pipeline.recipe is not None:
-        raise ValueError("a quantized denoiser has no original names; export the float artifact that it came from.")
+        raise ValueError(
+            "a quantized denoiser has no original names; export the float artifact that it came from."
+        )
     entry = pipeline.facts["denoiser"]
     config = config_from_json(find("viditq_jax.models", entry["model"]).Config, entry["config"])
     save_safetensors(path, export(pipeline.denoiser, entry["model"], config, format=fmt))

@@ -1,7 +1,7 @@
 """Quantize the denoiser of an artifact: viditq quantize runs/float --recipe w8a8 --out runs/w8a8
 
-A recipe is a packaged name or a JSON file. Recipes with static activations are calibrated first, on the packaged prompts
-or on those of --prompts.
+A recipe is a packaged name or a JSON file. Recipes with static activations are calibrated first, on the
+packaged prompts or on those of --prompts.
 """
 
 import dataclasses
@@ -10,11 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from viditq_jax.calibrate import calibrate
 from viditq_jax.checkpoint import ArtifactError
-from viditq_jax.cli._common import bar, conditions, working
+from viditq_jax.cli._common import quantized
 from viditq_jax.pipeline import load_pipeline
-from viditq_jax.quant.recipe import load_recipe
 from viditq_jax.quant.size import weight_bytes
 
 
@@ -40,32 +38,26 @@ class Options:
 
 def run(options: Options) -> Any:
     """Quantize, write, and say how much smaller the quantized weights are."""
-    recipe = load_recipe(options.recipe)
     out = options.out or Path("runs") / Path(options.recipe).stem
     if out.exists() and not options.overwrite:
         raise ArtifactError(f"{out} exists already; choose another --out, or add --overwrite.")
-    pipeline = load_pipeline(options.source)
-    if pipeline.recipe is not None:
-        raise ValueError(f"{options.source} is quantized already; quantize the float artifact that it came from.")
-    stats = None
-    if recipe.needs_stats:
-        kind = pipeline.facts["conditions"]["kind"]
-        samples = conditions((), options.prompts, (), kind)
-        with bar("calibrating", len(samples)) as progress:
-            stats = calibrate(
-                pipeline, samples, recipe, seed=options.seed, advance=lambda n: progress.advance(progress.task_ids[0], n)
-            )
-    with working("quantizing"):
-        quantized = pipeline.quantized(recipe, stats)
-        quantized.save(out, overwrite=options.overwrite)
-    sizes = weight_bytes(quantized.denoiser)
+    pipeline = quantized(
+        load_pipeline(options.source), options.recipe, prompts=options.prompts, seed=options.seed
+    )
+    pipeline.save(out, overwrite=options.overwrite)
+    sizes = weight_bytes(pipeline.denoiser)
     before, after = sum(row.dense for row in sizes.values()), sum(row.stored for row in sizes.values())
     if options.json:
-        return {"artifact": str(out), "recipe": options.recipe, "layers": len(sizes), "weight_bytes": after,
-                "bfloat16_weight_bytes": before}
+        return {
+            "artifact": str(out),
+            "recipe": options.recipe,
+            "layers": len(sizes),
+            "weight_bytes": after,
+            "bfloat16_weight_bytes": before,
+        }
     if not sizes:
         return f"{out}: recipe {options.recipe} quantizes no layer"
     return (
-        f"{out}: {len(sizes)} linear layers quantized, {before / 1e6:.2f} MB in bfloat16 -> {after / 1e6:.2f} MB "
-        f"({after / before:.3f}x)"
+        f"{out}: {len(sizes)} linear layers quantized, {before / 1e6:.2f} MB in bfloat16 -> "
+        f"{after / 1e6:.2f} MB ({after / before:.3f}x)"
     )

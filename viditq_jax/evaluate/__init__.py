@@ -20,12 +20,17 @@ def evaluate(
     found = {name: plugins.find("viditq_jax.evaluate", name) for name in metrics}
     ours = Manifest.read(out)
     if reference is None:
-        raise ValueError(f"{', '.join(metrics)} compare with reference pictures; give their folder as reference.")
+        raise ValueError(
+            f"{', '.join(metrics)} compare with reference pictures; give their folder as reference."
+        )
     theirs = Manifest.read(reference)
-    same = [(e["index"], e["condition"]) for e in ours.entries] == [(e["index"], e["condition"]) for e in theirs.entries]
+    same = [(e["index"], e["condition"]) for e in ours.entries] == [
+        (e["index"], e["condition"]) for e in theirs.entries
+    ]
     if not same or not ours.entries or ours.settings["seed"] != theirs.settings["seed"]:
         raise ValueError(
-            f"{out} and {reference} do not hold the same conditions and seed; generate both with the same prompts."
+            f"{out} and {reference} do not hold the same conditions and seed; generate both with the same "
+            f"prompts and seed."
         )
     states = {name: module.METRIC.empty() for name, module in found.items()}
     for picture, expected in zip(ours.images(), theirs.images(), strict=True):

@@ -11,7 +11,9 @@ BETTER = "higher"
 
 
 def ssim(picture: UInt8[np.ndarray, "h w 3"], expected: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Mean over pixels and colours with the Gaussian window of the paper (sigma 1.5); 1 for equal pictures."""
+    """Mean over pixels and colours with the Gaussian window of the paper (sigma 1.5); 1 for equal
+    pictures.
+    """
     return float(
         structural_similarity(
             picture,

@@ -37,7 +37,9 @@ def merge_heads(x: Float[Array, "b n h d"]) -> Float[Array, "b n hd"]:
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention with one fused projection for queries, keys and values (in this order), all with biases."""
+    """Self-attention with one fused projection for queries, keys and values (in this order), all with
+    biases.
+    """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         if width % heads:

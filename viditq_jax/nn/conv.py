@@ -11,7 +11,8 @@ from viditq_jax.nn.linear import precision
 class Conv(nnx.Module):
     """Convolution of [b, h, w, c] images; `kernel` is [kh, kw, in/groups, out].
 
-    padding: zero rows and columns as ((top, bottom), (left, right)); explicit, because "SAME" pads differently.
+    padding: zero rows and columns as ((top, bottom), (left, right)); explicit, because "SAME" pads
+        differently.
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class Conv(nnx.Module):
         self.stride, self.groups = stride, groups
         self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, in_channels // groups, out_channels), jnp.float32))
+        self.kernel = nnx.Param(
+            init(rngs.params(), (size, size, in_channels // groups, out_channels), jnp.float32)
+        )
         self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j o"]:

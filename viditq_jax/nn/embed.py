@@ -18,7 +18,9 @@ def timestep_embedding(
     t: used as it is, 0 to 1000 or fractional. freq_shift: 0 in the original codes, 1 in diffusers' DiT.
     """
     half = dim // 2
-    freqs = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float64) / (half - freq_shift)).astype(np.float32)
+    freqs = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float64) / (half - freq_shift)).astype(
+        np.float32
+    )
     angles = t.astype(jnp.float32)[..., None] * freqs
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -30,22 +32,30 @@ def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def sincos_2d(dim: int, height: int, width: int, row_step: float = 1.0, column_step: float = 1.0) -> np.ndarray:
+def sincos_2d(
+    dim: int, height: int, width: int, row_step: float = 1.0, column_step: float = 1.0
+) -> np.ndarray:
     """Position table of a grid, tokens row by row; the first half of the channels is the column.
 
     row_step, column_step: distance of neighbours in position units. Returns float32 [height * width, dim].
     """
     rows = np.repeat(np.arange(height, dtype=np.float64) * row_step, width)
     columns = np.tile(np.arange(width, dtype=np.float64) * column_step, height)
-    return np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1).astype(np.float32)
+    return np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1).astype(
+        np.float32
+    )
 
 
 class TimestepEmbedder(nnx.Module):
-    """Sinusoids of a scalar, then a two-layer SiLU network. Named after the original code: mlp.0 and mlp.2."""
+    """Sinusoids of a scalar, then a two-layer SiLU network. Named after the original code: mlp.0 and
+    mlp.2.
+    """
 
     def __init__(self, width: int, *, frequencies: int = 256, freq_shift: float = 0.0, rngs: nnx.Rngs):
         self.frequencies, self.freq_shift = frequencies, freq_shift
-        self.mlp = nnx.List([Linear(frequencies, width, rngs=rngs), nnx.silu, Linear(width, width, rngs=rngs)])
+        self.mlp = nnx.List(
+            [Linear(frequencies, width, rngs=rngs), nnx.silu, Linear(width, width, rngs=rngs)]
+        )
 
     def __call__(self, t: Float[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... d"]:
         x = timestep_embedding(t, self.frequencies, freq_shift=self.freq_shift).astype(dtype)
@@ -55,7 +65,9 @@ class TimestepEmbedder(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Patches to tokens, row by row. `proj` is a strided convolution written as a linear layer on (c, p, q)."""
+    """Patches to tokens, row by row. `proj` is a strided convolution written as a linear layer on (c, p,
+    q).
+    """
 
     def __init__(self, patch_size: int, in_channels: int, width: int, *, rngs: nnx.Rngs):
         self.patch_size = patch_size

@@ -1,7 +1,8 @@
 """Linear layers: `linear` is the only place where weights meet inputs.
 
-A weight slot holds a float matrix, or any object with a method `linear(x, bias)`; the object in the slot decides what
-the layer computes. That is how quantized, observed and learned weights enter a model that knows nothing of them.
+A weight slot holds a float matrix, or any object with a method `linear(x, bias)`; the object in the slot
+decides what the layer computes. That is how quantized, observed and learned weights enter a model that knows
+nothing of them.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -28,14 +29,18 @@ def precision(dtype: Any) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def linear(weight: Any, x: Float[Array, "... k"], bias: Float[Array, " n"] | None = None) -> Float[Array, "... n"]:
+def linear(
+    weight: Any, x: Float[Array, "... k"], bias: Float[Array, " n"] | None = None
+) -> Float[Array, "... n"]:
     """y = x @ weight.T + bias, summed in float32 and rounded once to the dtype of x.
 
     weight: a float matrix [n, k], or a WeightObject.
     """
     if isinstance(weight, WeightObject):
         return weight.linear(x, bias)
-    y = jnp.einsum("...k,nk->...n", x, weight, preferred_element_type=jnp.float32, precision=precision(x.dtype))
+    y = jnp.einsum(
+        "...k,nk->...n", x, weight, preferred_element_type=jnp.float32, precision=precision(x.dtype)
+    )
     if bias is not None:
         y = y + bias.astype(jnp.float32)
     return y.astype(x.dtype)

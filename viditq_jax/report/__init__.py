@@ -1,4 +1,5 @@
-"""Records and pictures of a run as one picture grid and one HTML page. It reads files and imports nothing of ours.
+"""Records and pictures of a run as one picture grid and one HTML page. It reads files and imports nothing of
+ours.
 
 A run is a folder with `metrics.json` (see `read_run`) and one folder of pictures a variant.
 """
@@ -31,7 +32,9 @@ def read_run(folder: str | Path) -> Run:
     """Read a run folder. Raises ValueError that names what is missing."""
     folder = Path(folder)
     if not (folder / "metrics.json").is_file():
-        raise ValueError(f"{folder} has no metrics.json; give a run folder, such as the one that `make demo` writes.")
+        raise ValueError(
+            f"{folder} has no metrics.json; give a run folder, such as the one that `make demo` writes."
+        )
     records = json.loads((folder / "metrics.json").read_text())
     pictures: dict[str, list[np.ndarray]] = {}
     conditions: list[str] = []
@@ -48,14 +51,18 @@ def read_run(folder: str | Path) -> Run:
 
 
 def grid(run: Run, *, scale: int = 1) -> Image.Image:
-    """One picture: a column a variant, a row a condition. scale: whole-number enlargement of small pictures."""
+    """One picture: a column a variant, a row a condition. scale: whole-number enlargement of small
+    pictures.
+    """
     font = ImageFont.load_default(13)
     first = next(iter(run.pictures.values()))
     height, width = (side * scale for side in first[0].shape[:2])
     left = 8 + int(max(font.getlength(text) for text in run.conditions))
     cell = max(width, *(int(font.getlength(name)) + 4 for name in run.pictures)) + _GAP
     canvas = Image.new(
-        "RGB", (left + cell * len(run.pictures), _LABEL_HEIGHT + (height + _GAP) * len(run.conditions)), "white"
+        "RGB",
+        (left + cell * len(run.pictures), _LABEL_HEIGHT + (height + _GAP) * len(run.conditions)),
+        "white",
     )
     draw = ImageDraw.Draw(canvas)
     for column, (variant, pictures) in enumerate(run.pictures.items()):
@@ -72,11 +79,16 @@ def grid(run: Run, *, scale: int = 1) -> Image.Image:
 def html(run: Run) -> str:
     """The page: summary table, what each recipe does and why, and all pictures, self-contained."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("viditq_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("viditq_jax.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["megabytes"] = lambda count: f"{count / 1e6:.2f} MB"
     rows = [
-        {"condition": text, "cells": {name: _data_uri(pictures[i]) for name, pictures in run.pictures.items()}}
+        {
+            "condition": text,
+            "cells": {name: _data_uri(pictures[i]) for name, pictures in run.pictures.items()},
+        }
         for i, text in enumerate(run.conditions)
     ]
     return environment.get_template("report.html").render(records=run.records, rows=rows)

@@ -1,0 +1,120 @@
+"""The whole way on the packaged model: convert, quantize, generate, evaluate, report. Writes runs/demo.
+
+    make demo          (or: python examples/demo.py --out runs/demo)
+
+Converts the packaged PyTorch checkpoint, quantizes it to w8a8 and w4a8-group, makes the same 16 pictures with
+all of them (and in float32, which shows how much rounding to bfloat16 alone changes), compares them, and
+draws the report.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from converters import convert
+from viditq_jax import checkpoint, evaluate, generate, load_pipeline, load_recipe
+from viditq_jax.cli._common import bar, packaged_model, packaged_prompts, working
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.quant.size import weight_bytes
+from viditq_jax.report import write_report
+
+RECIPES = ("w8a8", "w4a8-group")
+SEED, BATCH = 0, 8
+
+
+def make_artifacts(run: Path) -> dict[str, Path]:
+    """The float artifact, converted from the packaged checkpoint, and one artifact a recipe."""
+    paths = {name: run / "artifacts" / name for name in ("float", *RECIPES)}
+    with working("converting the packaged PyTorch checkpoint"), packaged_model() as folder:
+        checkpoint.save(convert(folder), paths["float"])
+    for name in RECIPES:
+        with working(f"quantizing to {name}"):
+            load_pipeline(paths["float"]).quantized(load_recipe(name)).save(paths[name])
+    return paths
+
+
+def make_pictures(pipeline: Pipeline, prompts: list[str], out: Path) -> float:
+    """Pictures of all prompts; the seconds that each takes once the program is compiled."""
+    with bar(f"{out.name}: compile and generate", len(prompts)) as advance:
+        generate(pipeline, prompts, out, seed=SEED, batch=BATCH, advance=advance)
+    started = time.perf_counter()
+    pipeline(prompts[:BATCH], seed=SEED)
+    return (time.perf_counter() - started) / BATCH
+
+
+def compare(run: Path, name: str, reference: str) -> dict[str, float | None]:
+    """PSNR and SSIM of two variants' pictures; None for the PSNR of equal pictures, which is infinite."""
+    values = evaluate(run / "pictures" / name, reference=run / "pictures" / reference)
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def main() -> None:
+    """Run everything, and print the figures and where the report is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)"
+    )
+    run = parser.parse_args().out
+    shutil.rmtree(run, ignore_errors=True)
+    prompts = packaged_prompts()
+    paths = make_artifacts(run)
+    variants: dict[str, dict[str, Any]] = {}
+    for name, path in paths.items():
+        pipeline = load_pipeline(path)
+        seconds = make_pictures(pipeline, prompts, run / "pictures" / name)
+        variants[name] = {
+            "pictures": f"pictures/{name}",
+            "weights": pipeline.denoiser.weights(),
+            "artifact_bytes": sum(
+                file.stat().st_size for file in (path / "denoiser").rglob("*") if file.is_file()
+            ),
+            "seconds_per_image": round(seconds, 4),
+            "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
+            **(compare(run, name, "float") if name != "float" else {"psnr_db": None, "ssim": None}),
+        }
+    layers = weight_bytes(load_pipeline(paths["w8a8"]).denoiser)  # those that the recipes quantize
+    for record in variants.values():
+        weights = record.pop("weights")
+        leaves = jax.tree.leaves([weights[path] for path in layers])
+        record["weight_bytes"] = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        record["bfloat16_weight_bytes"] = sum(row.dense for row in layers.values())
+    make_pictures(load_pipeline(paths["float"]).astype(jnp.float32), prompts, run / "pictures" / "float32")
+    first = load_pipeline(paths["float"])
+    records = {
+        "model": "the packaged emoji model",
+        "prompts": len(prompts),
+        "seed": SEED,
+        "steps": first.steps,
+        "sampler": first.facts["sampler"]["name"],
+        "guidance": first.guidance.scale,
+        "noise_floor": {"what": "bfloat16 against float32", **compare(run, "float", "float32")},
+        "variants": variants,
+        "device": jax.devices()[0].device_kind,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": checkpoint.versions(),
+    }
+    (run / "metrics.json").write_text(json.dumps(records, indent=1) + "\n")
+    picture, page = write_report(run)
+    for name, record in variants.items():
+        quality = (
+            "" if record["psnr_db"] is None else f"{record['psnr_db']:.2f} dB, SSIM {record['ssim']:.4f}, "
+        )
+        ratio = record["weight_bytes"] / record["bfloat16_weight_bytes"]
+        print(
+            f"{name:<11} {quality}linear weights {ratio:.3f}x, {record['seconds_per_image']:.3f} s a picture"
+        )
+    print(f"{picture}\n{page}\n{run / 'metrics.json'}")
+
+
+if __name__ == "__main__":
+    main()

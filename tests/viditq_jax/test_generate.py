@@ -1,0 +1,87 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny
+from viditq_jax.generate import Manifest, generate
+
+PROMPTS = ["a red apple", "two blue dogs", "a small pizza", "a cat face", "gold"]
+
+
+def listing(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five pictures in one go."""
+    out = tmp_path_factory.mktemp("whole")
+    generate(tiny.pipeline(), PROMPTS, out, seed=7, batch=2)
+    return out
+
+
+def test_the_manifest_lists_every_picture_with_its_hash(whole: Path) -> None:
+    manifest = Manifest.read(whole)
+    assert [entry["condition"] for entry in manifest.entries] == PROMPTS
+    for entry in manifest.entries:
+        assert hashlib.sha256((whole / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
+    assert len({entry["sha256"] for entry in manifest.entries}) == len(PROMPTS)
+
+
+def test_pictures_are_those_of_the_pipeline(whole: Path) -> None:
+    expected = tiny.pipeline()(PROMPTS[:2], seed=7)
+    np.testing.assert_array_equal(np.asarray(Image.open(whole / "00001.png")), expected[1])
+
+
+def test_a_killed_run_goes_on_without_a_lost_doubled_or_torn_picture(whole: Path, tmp_path: Path) -> None:
+    """Killed in the middle of a manifest line, with a half-written picture beside it."""
+    lines = (whole / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    for name in ("generation.json", "00000.png", "00001.png", "00002.png"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    (tmp_path / "manifest.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    finished = []
+    generate(tiny.pipeline(), PROMPTS, tmp_path, seed=7, batch=2, advance=finished.append)
+    assert listing(tmp_path) == listing(whole)
+    assert sum(finished) == len(PROMPTS)
+
+
+def test_nothing_is_computed_again_when_all_is_done(whole: Path) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in whole.glob("*.png")}
+    generate(tiny.pipeline(), PROMPTS, whole, seed=7, batch=2)
+    assert {p.name: p.stat().st_mtime_ns for p in whole.glob("*.png")} == before
+
+
+def test_other_settings_are_refused_in_the_same_folder(whole: Path) -> None:
+    with pytest.raises(ValueError, match="made with another seed"):
+        generate(tiny.pipeline(), PROMPTS, whole, seed=8, batch=2)
+    with pytest.raises(ValueError, match="'a cat face' as sample 3"):
+        generate(tiny.pipeline(), [*PROMPTS[:3], "another", "gold"], whole, seed=7, batch=2)
+    with pytest.raises(ValueError, match="holds a generation already"):
+        generate(tiny.pipeline(), PROMPTS, whole, seed=7, batch=2, resume=False)
+
+
+def test_an_altered_picture_is_reported_and_not_replaced(whole: Path, tmp_path: Path) -> None:
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "00001.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"00001\.png is listed in the manifest, but is missing or altered"):
+        generate(tiny.pipeline(), PROMPTS, tmp_path, seed=7, batch=2)
+    assert (tmp_path / "00001.png").read_bytes() == b"mine"
+
+
+def test_settings_are_recorded(whole: Path) -> None:
+    settings = json.loads((whole / "generation.json").read_text())
+    assert settings["seed"] == 7
+    assert settings["steps"] == 3
+    assert settings["recipe"] is None
+
+
+def test_an_impossible_batch_and_a_folder_without_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch is 0"):
+        generate(tiny.pipeline(), PROMPTS, tmp_path, batch=0)
+    with pytest.raises(ValueError, match=r"holds no generation\.json"):
+        Manifest.read(tmp_path)

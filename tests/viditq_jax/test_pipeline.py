@@ -1,0 +1,142 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from viditq_jax.quant.recipe import load_recipe
+
+from tests import tiny
+from viditq_jax import pipeline as module
+from viditq_jax.checkpoint import ArtifactError
+from viditq_jax.pipeline import Pipeline, load_pipeline
+
+PROMPTS = ["a red apple", "two blue dogs", "gold"]
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_does_not() -> None:
+    first, again, other = (tiny.pipeline()(PROMPTS, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_sample_i_depends_on_seed_and_i_alone() -> None:
+    """In a batch of three, alone, or as the second of a later batch; XLA may sum in another order, hence
+    1e-5.
+    """
+    together = tiny.pipeline().latents(PROMPTS, seed=1)
+    alone = tiny.pipeline().latents(PROMPTS[2:], seed=1, first=2)
+    shifted = tiny.pipeline().latents(PROMPTS[1:], seed=1, first=1)
+    np.testing.assert_allclose(alone[0], together[2], atol=1e-5 * float(jnp.abs(together).max()))
+    np.testing.assert_allclose(shifted[1], together[2], atol=1e-5 * float(jnp.abs(together).max()))
+
+
+def test_a_new_seed_prompt_or_scale_compiles_nothing() -> None:
+    tiny.pipeline()(PROMPTS, seed=1, guidance=2.0)
+    counted = (module._denoise, module._encode_text, module._decode)
+    before = [fn._cache_size() for fn in counted]
+    tiny.pipeline()(["cat", "dog", "pizza"], seed=9, guidance=7.5, negative="table")
+    assert [fn._cache_size() for fn in counted] == before
+    tiny.pipeline()(PROMPTS, seed=1, steps=2)
+    assert module._denoise._cache_size() == before[0] + 1, "the count above can see a compilation"
+
+
+def test_guidance_of_one_is_the_conditional_model_alone() -> None:
+    """Scale 1 takes a program without the unconditional half; just beside 1 the doubled program must
+    agree.
+    """
+    plain = tiny.pipeline().latents(PROMPTS, seed=1, guidance=1.0)
+    near = tiny.pipeline().latents(PROMPTS, seed=1, guidance=1.0 + 1e-7)
+    np.testing.assert_allclose(near, plain, atol=1e-4 * float(jnp.abs(plain).max()))
+
+
+def test_the_negative_prompt_and_the_null_table_matter() -> None:
+    pipeline = tiny.pipeline()
+    table = dataclasses.replace(
+        pipeline, facts={**pipeline.facts, "guidance": {"scale": 3.0, "null": "table", "mask": "prompt"}}
+    )
+    results = [
+        pipeline.latents(PROMPTS, seed=1),
+        pipeline.latents(PROMPTS, seed=1, negative="table"),
+        table.latents(PROMPTS, seed=1),
+    ]
+    assert not np.allclose(results[0], results[1])
+    assert not np.allclose(results[0], results[2])
+
+
+@pytest.mark.parametrize("recipe", ["float", "w8a8", "w4a8-naive"])
+def test_a_saved_pipeline_comes_back_bit_for_bit(recipe: str, tmp_path: Path) -> None:
+    quantized = tiny.pipeline(jnp.bfloat16).quantized(load_recipe(recipe))
+    quantized.save(tmp_path / "artifact")
+    loaded = load_pipeline(tmp_path / "artifact")
+    assert loaded.recipe == quantized.recipe
+    assert loaded.facts["dtype"] == "bfloat16"
+    np.testing.assert_array_equal(loaded(PROMPTS, seed=3), quantized(PROMPTS, seed=3))
+
+
+def test_a_quantized_artifact_holds_integers_and_is_smaller(tmp_path: Path) -> None:
+    def size(name: str) -> int:
+        return sum(p.stat().st_size for p in (tmp_path / name / "denoiser").rglob("*") if p.is_file())
+
+    for name in ("float", "w8a8"):
+        tiny.pipeline(jnp.bfloat16).quantized(load_recipe(name)).save(tmp_path / name)
+    assert size("w8a8") < 0.8 * size("float")
+
+
+def test_parts_that_are_missing_are_named() -> None:
+    bare = dataclasses.replace(tiny.pipeline(), decoder=None, text_encoder=None)
+    with pytest.raises(ValueError, match="--text-encoder and --tokenizer"):
+        bare(PROMPTS)
+    with pytest.raises(ValueError, match="--vae"):
+        bare.decode(jnp.zeros((1, 8, 8, 4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"conditions": []}, "no conditions"),
+        ({"conditions": [3]}, "takes prompts, not int"),
+        ({"conditions": PROMPTS, "size": (17, 16)}, "multiples of 4 pixels"),
+        ({"conditions": PROMPTS, "steps": 0}, "step"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tiny.pipeline()(**arguments)
+
+
+def test_another_sampler_keeps_the_noise_schedule_of_the_model() -> None:
+    pipeline = tiny.pipeline()
+    facts = {**pipeline.facts["sampler"], "options": {"grid": "integer", "beta_schedule": "scaled_linear"}}
+    pipeline = dataclasses.replace(pipeline, facts={**pipeline.facts, "sampler": facts})
+    assert pipeline.with_sampler("ddim", eta=0.5).sampler.beta_schedule == "scaled_linear"
+    with pytest.raises(ValueError, match="flow_euler"):
+        pipeline.with_sampler("flow_euler")
+    with pytest.raises(LookupError, match="did you mean ddim"):
+        pipeline.with_sampler("dim")
+
+
+def test_a_torn_artifact_and_a_missing_path_are_refused(tmp_path: Path) -> None:
+    tiny.pipeline().save(tmp_path / "artifact")
+    file = max(
+        (tmp_path / "artifact/denoiser").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match=re.escape(file.name)):
+        load_pipeline(tmp_path / "artifact")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_pipeline(tmp_path / "nowhere")
+
+
+def test_pictures_of_another_size_than_the_training_size_can_be_made() -> None:
+    assert tiny.pipeline()(PROMPTS[:1], size=(24, 12)).shape == (1, 24, 12, 3)
+
+
+def test_a_pipeline_is_a_value() -> None:
+    pipeline: Pipeline = tiny.pipeline()
+    before = pipeline.denoiser.nbytes()
+    pipeline.quantized(load_recipe("w8a8"))
+    assert pipeline.denoiser.nbytes() == before
