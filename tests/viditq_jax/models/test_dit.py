@@ -1,6 +1,4 @@
-import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+import functools
 
 import diffusers
 import jax
@@ -9,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.torch_params import load_state_dict, randomize
+from converters.dit import FORMATS
+from tests.checkpoints import convert_state, golden
+from tests.torch_params import randomize
 from viditq_jax.models.dit import CONFIGS, Config, build
 from viditq_jax.net import Net, abstract, initialize
 
-GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = Config(width=48, depth=2, heads=4, input_size=8, classes=10)
-TINY_DIFFUSERS = TINY.diffusers()
 TIMES, LABELS = jnp.array([999.0, 37.0]), jnp.array([3, 10])  # 10 is the null label
 forward = jax.jit(Net.__call__)
 
@@ -24,35 +22,8 @@ def latents(height: int = 8, width: int = 8) -> jax.Array:
     return jax.random.normal(jax.random.key(0), (2, height, width, 4))
 
 
-def weights(golden: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The checkpoint in a golden file, without the position table, which we compute."""
-    names = [name for name in golden if name.startswith("sd/") and name != "sd/pos_embed"]
-    return {name.removeprefix("sd/"): torch.tensor(golden[name]) for name in names}
-
-
-def original_names(state: dict[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
-    """The weights of diffusers' DiT under the names of the original checkpoint."""
-    rows = {
-        "x_embedder.proj": "pos_embed.proj",
-        "t_embedder.mlp.0": "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1",
-        "t_embedder.mlp.2": "transformer_blocks.0.norm1.emb.timestep_embedder.linear_2",
-        "final_layer.adaLN_modulation.1": "proj_out_1",
-        "final_layer.linear": "proj_out_2",
-    }
-    for i in range(depth):
-        ours, theirs = f"blocks.{i}.", f"transformer_blocks.{i}."
-        rows[ours + "adaLN_modulation.1"] = theirs + "norm1.linear"
-        rows[ours + "attn.proj"] = theirs + "attn1.to_out.0"
-        rows[ours + "mlp.fc1"] = theirs + "ff.net.0.proj"
-        rows[ours + "mlp.fc2"] = theirs + "ff.net.2"
-    named = {f"{a}.{part}": state[f"{b}.{part}"] for a, b in rows.items() for part in ("weight", "bias")}
-    for i in range(depth):
-        for part in ("weight", "bias"):
-            qkv = [state[f"transformer_blocks.{i}.attn1.to_{name}.{part}"] for name in "qkv"]
-            named[f"blocks.{i}.attn.qkv.{part}"] = torch.cat(qkv)
-    labels = "y_embedder.embedding_table.weight"
-    named[labels] = state["transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"]
-    return named
+def golden_net(folder) -> Net:
+    return convert_state(build, TINY, golden("dit")[0], FORMATS["original"](TINY), folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +44,25 @@ def diffusers_model() -> diffusers.DiTTransformer2DModel:
     return model
 
 
-@pytest.mark.parametrize("flavour", [TINY_DIFFUSERS, TINY], ids=["diffusers", "original"])
+@pytest.mark.parametrize("flavour", [TINY.diffusers(), TINY], ids=["diffusers", "original"])
 @torch.no_grad()
-def test_forward_equals_diffusers_in_both_flavours(diffusers_model, flavour):
+def test_forward_equals_diffusers_in_both_flavours(diffusers_model, flavour, tmp_path):
     for block in diffusers_model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = flavour.freq_shift
         block.norm3.eps = flavour.mlp_norm_eps
     inputs = (torch.tensor(np.asarray(a)) for a in (latents().transpose(0, 3, 1, 2), TIMES, LABELS))
     expected = diffusers_model(*inputs).sample.numpy().transpose(0, 2, 3, 1)
-    state = original_names(diffusers_model.state_dict(), flavour.depth)
-    net = load_state_dict(abstract(build, flavour), state)
+    table = FORMATS["diffusers"](flavour)
+    net = convert_state(build, flavour, diffusers_model.state_dict(), table, tmp_path)
     error = np.abs(forward(net, latents(), TIMES, LABELS) - expected).max()
     assert error <= 1e-5 * np.abs(expected).max()
 
 
-def test_forward_equals_the_original_model():
-    golden = np.load(GOLDEN / "dit.npz")
-    net = load_state_dict(abstract(build, TINY), weights(golden))
-    x, t, y = (jnp.asarray(golden[f"in/{name}"]) for name in "xty")
-    out = forward(net, x.transpose(0, 2, 3, 1), t.astype(jnp.float32), y)
-    expected = golden["out"].transpose(0, 2, 3, 1)
+def test_forward_equals_the_original_model(tmp_path):
+    _, facts = golden("dit")
+    x, t, y = (jnp.asarray(facts[f"in/{name}"]) for name in "xty")
+    out = forward(golden_net(tmp_path), x.transpose(0, 2, 3, 1), t.astype(jnp.float32), y)
+    expected = facts["out"].transpose(0, 2, 3, 1)
     assert np.abs(out - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
@@ -118,8 +88,8 @@ def test_every_size_patch_and_resolution_has_a_config():
     assert (config.width, config.patch_size, config.input_size) == (768, 4, 64)
 
 
-def test_bfloat16_weights_give_bfloat16_output_near_that_of_float32():
-    net = load_state_dict(abstract(build, TINY), weights(np.load(GOLDEN / "dit.npz")))
+def test_bfloat16_weights_give_bfloat16_output_near_that_of_float32(tmp_path):
+    net = golden_net(tmp_path)
     exact = forward(net, latents(), TIMES, LABELS)
     rounded = forward(net.astype(jnp.bfloat16), latents().astype(jnp.bfloat16), TIMES, LABELS)
     assert rounded.dtype == jnp.bfloat16
@@ -128,7 +98,7 @@ def test_bfloat16_weights_give_bfloat16_output_near_that_of_float32():
 
 
 def test_fresh_model_predicts_zero():
-    net = initialize(build, dataclasses.replace(TINY, depth=1))
+    net = jax.jit(functools.partial(initialize, build, TINY))()
     assert not forward(net, latents(), TIMES, LABELS).any()
 
 
