@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 # (x [b *shape c], t [b], i []) -> [b *shape c] or [b *shape 2c]
 Denoise = Callable[[Array, Array, Array], Array]
-Rows = Mapping[str, np.ndarray]
+Rows = Mapping[str, np.ndarray | Array]
 
 
 @runtime_checkable
