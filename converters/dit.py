@@ -119,6 +119,7 @@ def read_config(
             **({"attention_head_dim": (width // heads,)} if heads else {}),
         },
         published=published,
+        required=("input_size",),
         hint="pass the diffusers config.json as config=, or model=, such as 'dit-xl-2-256'",
     )
 

@@ -1,35 +1,25 @@
-"""Which model a checkpoint holds: ours by the family modules beside this file, others by names they have."""
+"""Which model a checkpoint holds: ours by the family modules beside this file, others by names they have.
+
+A family module defines
+    TITLE       its name in messages
+    PART        what it is in a pipeline: "denoiser", "decoder" or "text_encoder"
+    PUBLISHED   stems of published files -> named configs, for what such a file does not tell
+    FORMATS     names of formats -> functions from a Config to a `rules.Table`
+    detect(shapes) -> str | None                            the format, None for another family
+    read_config(shapes, format, config, named) -> Config
+and a denoiser also
+    PIPELINES   diffusers pipeline classes -> fields of the Config that the class implies
+    defaults(config, format) -> dict                  sampler, guidance and conditions of a pipeline
+    latent_scale(config) -> float                           scaling factor of its autoencoder if no file tells
+"""
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from converters.configs import Shapes
-from converters.rules import Table
 from converters.sources import Source, Tensors, views
 from converters.tensor import ConversionError
 from viditq_jax import plugins
-
-
-class Family(Protocol):
-    """What a family module defines.
-
-    PART: what it is in a pipeline, "denoiser", "decoder" or "text_encoder". PUBLISHED: stems of published
-    files -> named configs, for what such a file does not tell.
-    """
-
-    TITLE: str
-    PART: str
-    PUBLISHED: Mapping[str, str]
-    FORMATS: Mapping[str, Callable[[Any], Table]]
-
-    def detect(self, shapes: Shapes) -> str | None:
-        """The format, or None for another family."""
-
-    def read_config(self, shapes: Shapes, format: str, config: Mapping[str, Any] | None, named: Any) -> Any:
-        """The Config of the model."""
-
 
 # What other models look like, most telling first: a name pattern that all of them have.
 _STRANGERS = (

@@ -126,13 +126,14 @@ def _else_folder(value: Any, folder: Path) -> Any:
     return value if value is not None or not folder.exists() else folder
 
 
-def _plan(source: Source, part: str, overrides: Mapping[str, Any], named: Any = None) -> Part:
+def _plan(source: Source, part: str, overrides: Mapping[str, Any], name: str | None = None) -> Part:
     """Recognize a checkpoint, read its config, and check that every parameter is there."""
     model, format, tensors = families.recognize(source, part)
     family = families.find(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     given = {**(source.config or {}), **overrides} if source.config or overrides else None
     try:
+        named = None if name is None else _named(name, model)
         config = family.read_config(shapes, format, given, named)
         target = abstract(plugins.find("viditq_jax.models", model, "build"), config)
         planned = Part(model, format, config, tensors, source.file, target)
@@ -152,18 +153,16 @@ def _denoiser(
         model = names.get(source.file.name.removesuffix(source.file.suffix))
     pipelines = {name: facts for family in known.values() for name, facts in family.PIPELINES.items()}
     extra = pipelines.get(str(index.get("_class_name")), {})
-    return _plan(source, "denoiser", {**extra, **overrides}, None if model is None else _named(model))
+    return _plan(source, "denoiser", {**extra, **overrides}, model)
 
 
-def _named(model: str) -> Any:
-    """The config of a name such as "dit-xl-2-256"."""
-    known: dict[str, Any] = {}
-    for name in families.members("denoiser"):
-        known |= plugins.find("viditq_jax.models", name, "CONFIGS")
-    if model not in known:
-        near = difflib.get_close_matches(model, known, n=3) or sorted(known)
-        raise ConversionError(f"there is no model {model!r}; did you mean {', '.join(near)}?")
-    return known[model]
+def _named(name: str, model: str) -> Any:
+    """The config that `model` has under a name such as "dit-xl-2-256"."""
+    known = plugins.find("viditq_jax.models", model, "CONFIGS")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise ConversionError(f"this family has no model {name!r}; did you mean {', '.join(near)}?")
+    return known[name]
 
 
 def _decoder(path: Path, denoiser: Part) -> Part:

@@ -5,13 +5,14 @@ is refused, by name, as soon as it asks for anything else. Tensors stay in the f
 """
 
 import dataclasses
+import io
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +32,7 @@ STORAGES = {
 }
 # torch.<name> also appears as plain data, in saved settings.
 _NAMED = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _RESAVE = (
     "Load it in the program that wrote it and save the bare weights: torch.save(model.state_dict(), path)."
@@ -60,8 +61,8 @@ def open_torch(path: Path) -> Any:
     than the two of torch.save (a zip archive since torch 1.6; before, pickles in a row).
     """
     with path.open("rb") as file:
-        start = file.read(len(_LEGACY_START))
-        if start == _LEGACY_START:
+        start = file.read(8)
+        if start.startswith(pickle.PROTO):
             return _open_legacy(path, file)
     if not start.startswith(b"PK"):
         raise SourceError(f"{path} is not a file of torch.save (it starts with {start[:8]!r}). {_RESAVE}")
@@ -94,9 +95,8 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> Any:
         begin, stored = entries[name].header_offset, entries[name].file_size
         with path.open("rb") as file:
             file.seek(begin)
-            header = struct.unpack(
-                "<4s22x2H", file.read(30)
-            )  # its name and its extra field lie before the bytes
+            header = struct.unpack("<4s22x2H", file.read(30))
+        # The name and the extra field of an entry lie between its header and its bytes.
         begin += 30 + header[1] + header[2]
         if header[0] != b"PK\3\4" or begin + stored > size:
             raise SourceError(f"{path}: the storage {name} leaves the file, which is truncated. {_AGAIN}")
@@ -107,11 +107,11 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> Any:
             )
         return dataclasses.replace(storage, offset=begin)
 
-    with archive.open(f"{root}data.pkl") as stream:
-        return _Reader(stream, path, f"{root}data.pkl", locate).read()
+    stream = io.BytesIO(archive.read(f"{root}data.pkl"))
+    return _Reader(stream, path, f"{root}data.pkl", locate).read()
 
 
-def _open_legacy(path: Path, file: IO[bytes]) -> Any:
+def _open_legacy(path: Path, file: io.BufferedIOBase) -> Any:
     """The format before torch 1.6: five pickles, then each storage as its length and its bytes.
 
     Where the storages lie is known only at the end, so the pickle of tensors is read twice.
@@ -124,6 +124,9 @@ def _open_legacy(path: Path, file: IO[bytes]) -> Any:
     def pickled(locate: Callable[[_Storage], _Storage]) -> Any:
         return _Reader(file, path, "its pickle", locate).read()
 
+    file.seek(0)
+    if pickled(remember) != _LEGACY_MAGIC:
+        raise SourceError(f"{path} is a pickle, but not one of torch.save. {_RESAVE}")
     version, system = pickled(remember), pickled(remember)
     if version != _LEGACY_VERSION or not isinstance(system, dict) or not system.get("little_endian"):
         raise SourceError(
@@ -156,7 +159,9 @@ class _Reader(pickle._Unpickler):  # the Python one: it can say where it stands,
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, stream: IO[bytes], path: Path, entry: str, locate: Callable[[_Storage], _Storage]):
+    def __init__(
+        self, stream: io.BufferedIOBase, path: Path, entry: str, locate: Callable[[_Storage], _Storage]
+    ):
         super().__init__(stream)
         self._stream, self._path, self._entry, self._locate = stream, path, entry, locate
         self._known: dict[str, Any] = {
@@ -182,9 +187,7 @@ class _Reader(pickle._Unpickler):  # the Python one: it can say where it stands,
             return super().load()
         except SourceError:
             raise
-        except (
-            Exception
-        ) as error:  # what a damaged or hostile pickle makes the machine raise is not foreseeable
+        except Exception as error:  # nobody can foresee what a damaged or hostile pickle raises
             raise SourceError(
                 f"{self._entry} of {self._path} is damaged at byte {self._stream.tell()} "
                 f"({type(error).__name__}: {error}). {_AGAIN}"
