@@ -1,0 +1,58 @@
+"""Picks an implementation of an op, and explains why when none fits.
+
+An implementation is a file in the op's folder with two functions that take the arguments of the op:
+`unsupported(...)`, a reason why it cannot compute them here, or None; and `run(...)`. Adding the file is all.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+REFERENCE = "reference"
+FALLBACK = "xla"  # fits everywhere, so it is asked last
+_NOT_IMPLEMENTATIONS = {REFERENCE, FALLBACK, "cases"}
+
+
+class UnsupportedError(ValueError):
+    """No implementation, or not the one that was asked for, can compute these arguments on this device."""
+
+
+def implementations(op: str) -> list[str]:
+    """The implementations of an op in the order in which they are asked; the reference is not among them."""
+    folder = importlib.import_module(f"pallas_kernels.{op}").__path__
+    special = {item.name for item in pkgutil.iter_modules(folder)} - _NOT_IMPLEMENTATIONS
+    return [*sorted(special), FALLBACK]
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> dict[str, str | None]:
+    """For each implementation, why it cannot compute these arguments, or None where it can."""
+    return {name: _module(op, name).unsupported(*args, **kwargs) for name in implementations(op)}
+
+
+def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
+    """Compute an op.
+
+    implementation: None takes the first that can. A name, or "reference", is a promise: that one computes it.
+    Raises UnsupportedError with every reason if none can, and LookupError for an unknown name.
+    """
+    if implementation is None:
+        reasons = {}
+        for name in implementations(op):
+            module = _module(op, name)
+            reasons[name] = module.unsupported(*args, **kwargs)
+            if reasons[name] is None:
+                return module.run(*args, **kwargs)
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UnsupportedError(f"no implementation of {op} can compute this: {listed}.")
+    known = [*implementations(op), REFERENCE]
+    if implementation not in known:
+        raise LookupError(f"{op} has no implementation {implementation!r}; choose one of {', '.join(known)}.")
+    module = _module(op, implementation)
+    if implementation != REFERENCE and (reason := module.unsupported(*args, **kwargs)) is not None:
+        raise UnsupportedError(f"{op}: implementation {implementation!r} was asked for, but {reason}.")
+    return module.run(*args, **kwargs)
+
+
+def _module(op: str, name: str) -> ModuleType:
+    return importlib.import_module(f"pallas_kernels.{op}.{name}")

@@ -1,0 +1,39 @@
+"""Choosing an implementation."""
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import dispatch
+from pallas_kernels.quantize_rows import quantize_rows
+from pallas_kernels.scaled_matmul import reference, xla
+
+X = jnp.ones((2, 4), jnp.int8)
+ONE = jnp.ones((2, 1), jnp.float32)
+
+
+@pytest.mark.parametrize("op", ["scaled_matmul", "packed_matmul", "quantize_rows"])
+def test_xla_is_asked_last_and_the_reference_is_never_chosen(op):
+    names = dispatch.implementations(op)
+    assert names[-1] == "xla"
+    assert "reference" not in names
+    assert "cases" not in names
+
+
+def test_an_unknown_implementation_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(LookupError, match=r"'cuda'.*xla, reference"):
+        quantize_rows(jnp.ones((1, 4)), implementation="cuda")
+
+
+def test_a_named_implementation_that_cannot_is_an_error_with_its_reason(monkeypatch):
+    monkeypatch.setattr(xla, "unsupported", lambda *_, **__: "needs a Monday")
+    with pytest.raises(dispatch.UnsupportedError, match="'xla' was asked for, but needs a Monday"):
+        dispatch.run("scaled_matmul", "xla", X, X, ONE, ONE)
+
+
+def test_when_none_can_the_error_lists_every_reason_and_nothing_falls_back(monkeypatch):
+    monkeypatch.setattr(dispatch, "implementations", lambda op: ["xla"])
+    monkeypatch.setattr(xla, "unsupported", lambda *_, **__: "needs a Monday")
+    monkeypatch.setattr(reference, "run", lambda *_, **__: pytest.fail("fell back to the reference"))
+    with pytest.raises(dispatch.UnsupportedError, match="xla: needs a Monday"):
+        dispatch.run("scaled_matmul", None, X, X, ONE, ONE)
+    assert dispatch.explain("scaled_matmul", X, X, ONE, ONE) == {"xla": "needs a Monday"}
