@@ -47,7 +47,7 @@ def nchw(x: jax.Array) -> torch.Tensor:
 def close(out: jax.Array, expected: np.ndarray) -> bool:
     """Equal but for rounding, nearly all of it PyTorch's float32 timestep frequencies.
 
-    One of them is off by up to 6e-8, its angle at t = 999 by 6e-5. With PyTorch's own table the error is 3e-7.
+    One is off by up to 6e-8, its angle at t = 999 by 6e-5. With PyTorch's own table the error is 3e-7.
     """
     return np.abs(out - expected).max() <= 1e-5 * np.abs(expected).max()
 
