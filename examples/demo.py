@@ -75,18 +75,17 @@ def main() -> None:
         variants[name] = {
             "pictures": f"pictures/{name}",
             "weights": pipeline.denoiser.weights(),
-            "artifact_bytes": sum(
-                file.stat().st_size for file in (path / "denoiser").rglob("*") if file.is_file()
-            ),
+            "artifact_bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
             "seconds_per_image": round(seconds, 4),
             "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
             **(compare(run, name, "float") if name != "float" else {"psnr_db": None, "ssim": None}),
         }
     layers = weight_bytes(load_pipeline(paths["w8a8"]).denoiser)  # those that the recipes quantize
-    for record in variants.values():
+    for name, record in variants.items():
         weights = record.pop("weights")
         leaves = jax.tree.leaves([weights[path] for path in layers])
         record["weight_bytes"] = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        record["weight_disk_bytes"] = checkpoint.weight_disk_bytes(paths[name], "denoiser", layers)
         record["bfloat16_weight_bytes"] = sum(row.dense for row in layers.values())
     make_pictures(load_pipeline(paths["float"]).astype(jnp.float32), prompts, run / "pictures" / "float32")
     first = load_pipeline(paths["float"])

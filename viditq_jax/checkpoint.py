@@ -1,8 +1,8 @@
 """Artifacts: a pipeline as a folder. Saving is atomic, loading refuses whatever was torn or altered.
 
-    pipeline.json     facts (models, configs, sampler, recipe, source), versions, size and sha256 of every
-    file, itself included denoiser/ ...     one Orbax tree a Net, its leaves under their flat names, in their
-    own types tokenizer/ ...    small files, verbatim
+    pipeline.json     models, configs, sampler, recipe, source, versions; size and sha256 of every file
+    denoiser/ ...     one Orbax tree a Net, each array in the folder of its name
+    (blocks/0/attn/qkv/weight/...) tokenizer/ ...    small files, verbatim
 
 `pipeline.json` is written last, and the folder gets its name only when it is whole. Codes of quantized
 weights are stored as they are in memory; nothing is requantized when an artifact is loaded.
@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def versions() -> dict[str, str]:
 
 def _checkpointer() -> ocp.Checkpointer:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it writes
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
 
 
 def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -190,6 +190,12 @@ def read_facts(path: str | Path) -> dict[str, Any]:
             f"{path} is torn or altered: {'; '.join(faults)}. Make the artifact again from its source."
         )
     return facts
+
+
+def weight_disk_bytes(path: str | Path, name: str, layers: Iterable[str]) -> int:
+    """Bytes on disk of the weights of some layers of the Net `name`: codes, scales and all headers."""
+    folders = [Path(path) / name / layer / "weight" for layer in layers]
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
 def restore(path: str | Path, name: str, target: Net) -> Net:
