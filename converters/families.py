@@ -48,7 +48,7 @@ def find(model: str) -> Any:
     """The family module of a model such as "pixart"."""
     found = members()
     if model not in found:
-        near = difflib.get_close_matches(model, found, n=2) or sorted(found)
+        near = difflib.get_close_matches(model, found, n=2, cutoff=0.4) or sorted(found)
         raise ConversionError(
             f"there is no converter for {model!r}; did you mean {' or '.join(near)}? "
             f"Known: {', '.join(found)}."

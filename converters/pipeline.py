@@ -138,7 +138,7 @@ def _plan(source: Source, part: str, overrides: Mapping[str, Any], name: str | N
         target = abstract(plugins.find("viditq_jax.models", model, "build"), config)
         planned = Part(model, format, config, tensors, source.file, target)
         rules.plan(target, tensors, planned.table())
-    except ConversionError as error:
+    except ValueError as error:  # of the conversion, or of a model that cannot have this config
         raise ConversionError(f"{source.file} ({family.TITLE}, {format} format): {error}") from error
     return planned
 

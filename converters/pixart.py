@@ -161,7 +161,11 @@ def read_config(
             **({"attention_head_dim": (width // heads,)} if heads else {}),
         },
         published=published,
-        required=("pe_interpolation", "text_length"),  # they have defaults, but none that fits all models
+        required=(
+            "heads",
+            "pe_interpolation",
+            "text_length",
+        ),  # they have defaults, but none that fits all models
         hint="pass the diffusers config.json as config=, or model=, such as 'pixart-sigma-xl-2-1024-ms'",
     )
 
