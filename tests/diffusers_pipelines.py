@@ -41,7 +41,8 @@ def spiece_model(folder: Path, lines: Iterable[str] = CORPUS) -> Path:
 def vae(seed: int = 1) -> AutoencoderKL:
     model = AutoencoderKL(
         block_out_channels=[8, 16], down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32, scaling_factor=0.13025,
+        up_block_types=["UpDecoderBlock2D"] * 2, layers_per_block=1, latent_channels=4,
+        norm_num_groups=4, sample_size=32, scaling_factor=0.13025,
     )  # fmt: skip
     randomize(model, seed)
     return model.eval()
@@ -73,7 +74,8 @@ def dit(folder: Path) -> DiTPipeline:
     """Save a tiny class-conditional DiT pipeline to `folder` and return it."""
     transformer = DiTTransformer2DModel(
         num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2,
-        sample_size=8, patch_size=2, num_embeds_ada_norm=1000, norm_type="ada_norm_zero", activation_fn="gelu-approximate",
+        sample_size=8, patch_size=2, num_embeds_ada_norm=1000, norm_type="ada_norm_zero",
+        activation_fn="gelu-approximate",
     )  # fmt: skip
     randomize(transformer, 4)
     first, *others = transformer.transformer_blocks

@@ -1,6 +1,7 @@
 """A tiny text-to-image pipeline of our own modules, random weights in every part; it runs in milliseconds."""
 
 import dataclasses
+import math
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import sentencepiece
 
 from viditq_jax.models import autoencoder_kl, pixart, t5
-from viditq_jax.net import Net, initialize
+from viditq_jax.net import Net, abstract
 from viditq_jax.pipeline import Pipeline
 
 CORPUS = [
@@ -43,24 +45,18 @@ def spiece_model(lines: list[str] = CORPUS, vocab_size: int = 60) -> bytes:
 
 
 def randomized(net: Net, seed: int) -> Net:
-    """The net with every vector drawn anew, so that no zero-initialised gate hides a fault; matrices
-    likewise.
-    """
+    """The net, which may be abstract, with every value drawn anew: no zero-initialised gate hides a fault."""
+    rng = np.random.default_rng(seed)
 
     def draw(name: str, variable: Any) -> jax.Array:
-        value = variable.get_value()
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), hash_of(name)), value.shape)
-        if value.ndim == 1:
-            return 0.1 * noise + (1 if "norm" in name and name.endswith("weight") else 0)
-        fan_in = value.size // (value.shape[-1] if name.endswith("kernel") else value.shape[0])
-        return noise / fan_in**0.5
+        shape = variable.get_value().shape
+        noise = rng.standard_normal(shape, np.float32)
+        if len(shape) == 1:
+            return jnp.asarray(0.1 * noise + (1 if "norm" in name and name.endswith("weight") else 0))
+        fan_in = math.prod(shape) // (shape[-1] if name.endswith("kernel") else shape[0])
+        return jnp.asarray(noise / fan_in**0.5)
 
     return net.map_variables(draw)
-
-
-def hash_of(name: str) -> int:
-    """The same for every run, unlike hash()."""
-    return sum((i + 1) * ord(letter) for i, letter in enumerate(name))
 
 
 @cache
@@ -75,13 +71,13 @@ def pipeline(dtype: Any = jnp.float32) -> Pipeline:
         "guidance": {"scale": 3.0},
         "conditions": {"kind": "prompt", "clean_caption": True},
         "image_size": [16, 16],
-        "source": {"format": "test"},
+        "source": {"denoiser": {"format": "original", "file": "tiny.pth"}},
         "dtype": "float32",
     }
     return Pipeline(
         facts=facts,
-        denoiser=randomized(initialize(pixart.build, PIXART), 1),
-        decoder=randomized(initialize(autoencoder_kl.build, VAE), 2),
-        text_encoder=randomized(initialize(t5.build, T5), 3),
+        denoiser=randomized(abstract(pixart.build, PIXART), 1),
+        decoder=randomized(abstract(autoencoder_kl.build, VAE), 2),
+        text_encoder=randomized(abstract(t5.build, T5), 3),
         files={"tokenizer/spiece.model": spiece_model()},
     ).astype(dtype)

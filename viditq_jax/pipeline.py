@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from viditq_jax import checkpoint, plugins
+from viditq_jax.aspect_ratios import nearest_bin
 from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
 from viditq_jax.models.pixart import Size
 from viditq_jax.net import Net, abstract
@@ -124,7 +125,7 @@ class Pipeline:
             guidance=dataclasses.replace(self.guidance, scale=0.0) if scale != 1 else None,
         )
 
-    def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b h w 3"]:
+    def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b i j 3"]:
         """Latents to pictures."""
         if self.decoder is None:
             raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
@@ -151,11 +152,19 @@ class Pipeline:
             y, mask = self._halves(y, null_y.astype(y.dtype)), self._halves(mask, null_mask)
         encoded: dict[str, Any] = {"y": y, "mask": mask}
         if self.facts["denoiser"]["config"].get("micro_conditions"):
-            height, width = size or self.image_size
-            encoded["size"] = Size(
-                *(jnp.full(y.shape[0], v, jnp.float32) for v in (height, width, height / width))
-            )
+            encoded["size"] = self._micro_conditions(y.shape[0], size or self.image_size)
         return encoded
+
+    def _micro_conditions(self, batch: int, size: tuple[int, int]) -> Size:
+        """The size, and the aspect ratio as the code that the checkpoint is from gives it.
+
+        The original gives the label of the nearest bin, two decimals; diffusers gives height / width.
+        """
+        height, width = size
+        aspect = height / width
+        if self.facts["source"]["denoiser"]["format"] == "original":
+            aspect = nearest_bin(height, width).aspect  # all sides of bins share their labels
+        return Size(*(jnp.full(batch, value, jnp.float32) for value in (height, width, aspect)))
 
     def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, jax.Array]:
         """Prompts to text features [b, l, d] and the mask [b, l] of their valid tokens."""

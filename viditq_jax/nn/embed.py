@@ -1,4 +1,6 @@
-"""Embeddings of time, position and patches. Tables are made in float64 and rounded once."""
+"""Embeddings of time, position and patches. Position tables are made in float64 and rounded once."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,11 @@ def timestep_embedding(
     t: used as it is, 0 to 1000 or fractional. freq_shift: 0 in the original codes, 1 in diffusers' DiT.
     """
     half = dim // 2
-    freqs = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float64) / (half - freq_shift)).astype(
-        np.float32
+    # The originals round the exponents to float32; those roundings are part of the trained models.
+    exponents = (
+        np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
     )
+    freqs = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[..., None] * freqs
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -1,7 +1,7 @@
 import pytest
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
 
-from viditq_jax.models.pixart_bins import ASPECT_RATIOS, nearest_bin
+from viditq_jax.aspect_ratios import ASPECT_RATIOS, nearest_bin
 
 THEIRS = {
     256: pipeline_pixart_alpha.ASPECT_RATIO_256_BIN,

@@ -1,0 +1,208 @@
+"""The command line on tiny models: what works, and what is refused with one line and no debris."""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from converters import export, save_safetensors
+from tests import tiny
+from viditq_jax import plugins
+from viditq_jax.cli import main
+from viditq_jax.pipeline import load_pipeline
+
+VERBS = ("convert", "evaluate", "generate", "inspect", "quantize", "report")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float artifact, and a checkpoint of its denoiser under the original names."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.pipeline(jnp.bfloat16).save(folder / "float")
+    save_safetensors(folder / "pixart.safetensors", export(tiny.pipeline().denoiser, "pixart", tiny.PIXART))
+    return folder
+
+
+def config(folder: Path) -> str:
+    """What the checkpoint alone does not tell, as a file for --config."""
+    file = folder / "config.json"
+    fields = ("heads", "input_size", "pe_interpolation", "text_length")
+    file.write_text(json.dumps({name: getattr(tiny.PIXART, name) for name in fields}))
+    return str(file)
+
+
+def refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1 and one line on standard error that holds the words."""
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = captured.err.strip().splitlines()[-1]
+    assert re.search(words, line), captured.err
+    assert line.startswith("viditq ")
+    assert "Traceback" not in captured.err
+
+
+def test_every_verb_is_listed_and_gives_a_real_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    usage = capsys.readouterr().out
+    assert tuple(plugins.names("viditq_jax.cli")) == VERBS
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} ", usage, re.MULTILINE)
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert f"viditq {verb} " in capsys.readouterr().out
+
+
+def test_an_unknown_verb_names_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantise"]) == 2
+    assert "did you mean quantize" in capsys.readouterr().err
+
+
+def test_convert_inspect_and_export_give_the_checkpoint_back(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "converted"
+    source = folder / "pixart.safetensors"
+    assert (
+        main(["convert", str(source), "--out", str(out), "--dtype", "float32", "--config", config(tmp_path)])
+        == 0
+    )
+    assert main(["inspect", str(out), "--export", str(tmp_path / "again.safetensors"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert facts["parts"]["denoiser"]["model"] == "pixart"
+    assert (tmp_path / "again.safetensors").read_bytes() == source.read_bytes()
+
+
+def test_quantize_generate_and_evaluate_work_together(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["--prompt", "a red apple", "two blue dogs", "--steps", "2"]
+    assert (
+        main(["quantize", str(folder / "float"), "--recipe", "w8a8-static", "--out", str(tmp_path / "w8")])
+        == 0
+    )
+    assert "14 linear layers quantized" in capsys.readouterr().out
+    for name, model in (("pictures", folder / "float"), ("quantized", tmp_path / "w8")):
+        assert main(["generate", "--model", str(model), "--out", str(tmp_path / name), *prompts]) == 0
+    assert np.asarray(Image.open(tmp_path / "quantized/00001.png")).shape == (16, 16, 3)
+    capsys.readouterr()
+    arguments = [str(tmp_path / "quantized"), "--reference", str(tmp_path / "pictures"), "--json"]
+    assert main(["evaluate", *arguments]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert 15 < values["psnr_db"] < 60
+    assert 0 < values["ssim"] < 1
+    assert main(["inspect", str(tmp_path / "w8"), "--layers"]) == 0
+    assert re.search(r"blocks/0/attn/qkv +int8/channel", capsys.readouterr().out)
+
+
+def test_a_truncated_checkpoint_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (folder / "pixart.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    refused(
+        ["convert", str(tmp_path / "cut.safetensors"), "--out", str(tmp_path / "out")],
+        "cut.safetensors",
+        capsys,
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_renamed_key_is_refused_by_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = export(tiny.pipeline().denoiser, "pixart", tiny.PIXART)
+    tensors["blocks.1.attn.qqq.weight"] = tensors.pop("blocks.1.attn.qkv.weight")
+    save_safetensors(tmp_path / "renamed.safetensors", tensors)
+    arguments = ["convert", str(tmp_path / "renamed.safetensors"), "--config", config(tmp_path)]
+    refused([*arguments, "--out", str(tmp_path / "out")], r"attn\.qkv\.weight.*attn\.qqq\.weight", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_family_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_safetensors(
+        tmp_path / "vae.safetensors", export(tiny.pipeline().decoder, "autoencoder_kl", tiny.VAE, "diffusers")
+    )
+    refused(
+        ["convert", str(tmp_path / "vae.safetensors"), "--out", str(tmp_path / "out")],
+        "AutoencoderKL",
+        capsys,
+    )
+    assert not (tmp_path / "out").exists()
+
+
+class Evil:
+    """A pickle of this runs a command when it is loaded carelessly."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_that_calls_a_command_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as file:
+        file.writestr("evil/data.pkl", pickle.dumps({"state_dict": Evil(tmp_path / "ran")}, protocol=2))
+        file.writestr("evil/version", "3\n")
+    refused(["convert", str(tmp_path / "evil.pth"), "--out", str(tmp_path / "out")], "posix.system", capsys)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_with_a_flipped_byte_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.pipeline(jnp.bfloat16).save(tmp_path / "artifact")
+    file = tmp_path / "artifact/denoiser/blocks/0/mlp/fc1/weight/value/0.0"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    arguments = ["generate", "--model", str(tmp_path / "artifact"), "--out", str(tmp_path / "pictures")]
+    refused(arguments, r"blocks/0/mlp/fc1/weight\S* was altered", capsys)
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_rule_that_matches_nothing_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {
+        "source": "a test",
+        "rules": [{"match": "blocks/*/mlp/fc9", "weight": "int8/channel", "why": ""}],
+    }
+    (tmp_path / "wrong.json").write_text(json.dumps(recipe))
+    arguments = ["quantize", str(folder / "float"), "--recipe", str(tmp_path / "wrong.json")]
+    refused([*arguments, "--out", str(tmp_path / "out")], r"fc9 matches none .*blocks/\d/mlp/fc1", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_exists_is_not_overwritten_without_a_word(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["quantize", str(folder / "float"), "--recipe", "w8a8", "--out", str(tmp_path / "w8a8")]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    refused(arguments, "exists already", capsys)
+    assert main([*arguments, "--overwrite"]) == 0
+    capsys.readouterr()
+    refused(
+        ["quantize", str(tmp_path / "w8a8"), "--out", str(tmp_path / "twice")], "quantized already", capsys
+    )
+    assert load_pipeline(tmp_path / "w8a8").recipe is not None
+
+
+def test_recipes_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "w8a8"]) == 0
+    text = capsys.readouterr().out
+    assert "ViDiT-Q" in text
+    assert "int8/token" in text

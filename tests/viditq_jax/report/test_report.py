@@ -1,0 +1,96 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from viditq_jax.report import grid, read_run, write_report
+
+RNG = np.random.default_rng(0)
+VARIANTS = ("float", "w8a8")
+RECIPE = {
+    "source": "the paper <b>",
+    "rules": [{"match": ["blocks/*"], "weight": "int8/channel", "act": "int8/token", "why": "cheap & good"}],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of two variants with three pictures each."""
+    records = {
+        "model": "toy", "prompts": 3, "seed": 0, "steps": 2, "sampler": "ddim", "guidance": 3.0, "device": "",
+        "date": "2026-01-01", "versions": {"jax": "1"}, "noise_floor": {"psnr_db": 50.0, "ssim": 0.99},
+        "variants": {},
+    }  # fmt: skip
+    for variant in VARIANTS:
+        (tmp_path / variant).mkdir()
+        lines = []
+        for i, prompt in enumerate(("red apple", "<script>", "pizza")):
+            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / variant / f"{i}.png")
+            lines.append(json.dumps({"index": i, "condition": prompt, "file": f"{i}.png"}))
+        (tmp_path / variant / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+        quality = {"psnr_db": None, "ssim": None} if variant == "float" else {"psnr_db": 33.25, "ssim": 0.9}
+        records["variants"][variant] = {
+            "pictures": variant, "weight_bytes": 1000, "bfloat16_weight_bytes": 2000, "artifact_bytes": 3000,
+            "seconds_per_image": 0.5, "recipe": None if variant == "float" else RECIPE, **quality,
+        }  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def test_the_page_shows_every_picture_and_every_figure_and_needs_no_other_file(run: Path) -> None:
+    page = write_report(run)[1].read_text()
+    shown = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    original = read_run(run).pictures
+    expected = [original[variant][i] for i in range(3) for variant in VARIANTS]
+    assert len(shown) == len(expected)
+    for data, picture in zip(shown, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), picture)
+    assert "33.25 dB" in page
+    assert "0.500x" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_prompts_and_recipes_cannot_inject_markup(run: Path) -> None:
+    page = write_report(run)[1].read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "cheap &amp; good" in page
+
+
+def test_the_page_is_well_formed(run: Path) -> None:
+    open_tags: list[str] = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list) -> None:
+            if tag not in ("meta", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Checker().feed(write_report(run)[1].read_text())
+    assert open_tags == []
+
+
+def test_the_grid_has_a_column_a_variant_and_a_row_a_prompt(run: Path) -> None:
+    loaded = read_run(run)
+    pixels = np.asarray(grid(loaded, scale=2))
+    for variant in VARIANTS:
+        for picture in loaded.pictures[variant]:
+            tile = picture.repeat(2, 0).repeat(2, 1)
+            windows = np.lib.stride_tricks.sliding_window_view(pixels, tile.shape)[:, :, 0]
+            assert (windows == tile).all((2, 3, 4)).sum() == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no metrics\.json"):
+        write_report(tmp_path / "nothing")
+    (run / "w8a8/manifest.jsonl").unlink()
+    with pytest.raises(ValueError, match="variant 'w8a8'"):
+        write_report(run)
