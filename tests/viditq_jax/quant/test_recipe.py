@@ -1,0 +1,167 @@
+"""Recipes: reading, writing, refusing, resolving."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from viditq_jax.models import dit, pixart
+from viditq_jax.net import abstract
+from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
+from viditq_jax.quant.spec import Spec
+
+W8, W4 = Spec.parse("int8/channel"), Spec.parse("int4/group128")
+SHAPES = {
+    path: jax.ShapeDtypeStruct(shape, "float32")
+    for path, shape in {
+        "blocks/0/attn/qkv": (576, 192),
+        "blocks/0/mlp/fc2": (192, 768),
+        "head": (8, 192),
+    }.items()
+}
+PACKAGED = ["float", "w4a8-group", "w4a8-naive", "w8a8", "w8a8-static"]
+
+
+def recipe(*rules, **fields):
+    return Recipe(tuple(rules), **fields)
+
+
+def test_the_first_rule_that_matches_wins_and_other_layers_have_none():
+    attn, rest = Rule(("*/qkv", "*/proj"), W8), Rule(("blocks/*",), None)
+    assert recipe(attn, rest).resolve(SHAPES) == {"blocks/0/attn/qkv": attn, "blocks/0/mlp/fc2": rest}
+
+
+def test_a_rule_that_matches_nothing_is_an_error_with_the_nearest_names():
+    with pytest.raises(
+        RecipeError, match=r"rule 2: blocks/0/mlp/fc3 matches none of the 3.*blocks/0/mlp/fc2"
+    ):
+        recipe(Rule(("*",), W8), Rule(("blocks/0/mlp/fc3",), None)).resolve(SHAPES)
+
+
+def test_a_rule_whose_layers_are_all_taken_is_an_error():
+    with pytest.raises(RecipeError, match="rule 2: head: earlier rules take all"):
+        recipe(Rule(("*",), W8), Rule(("head",), None)).resolve(SHAPES)
+
+
+def test_a_format_that_does_not_fit_is_an_error_that_names_layer_and_rule_and_what_fits():
+    with pytest.raises(RecipeError, match=r"rule 1: blocks/0/attn/qkv: int4/group128: .*32 or 64") as error:
+        recipe(Rule(("*",), W4)).resolve(SHAPES)
+    assert "rule 1: head" in str(error.value)
+    assert "fc2" not in str(error.value)  # 768 = 6 * 128
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule(("*",), W8, rounding="nearly"), "rule 1: rounding: 'nearly' is not known; known: .*nearest"),
+        (Rule(("*",), W8, prepare=("balanse:0.1",)), "rule 1: prepare: 'balanse' is not known"),
+        (Rule(("*",), Spec.parse("int8/token")), "rule 1: weight: int8/token is for inputs"),
+        (Rule(("*",), W8, W8), "rule 1: act: int8/channel is for weights"),
+        (Rule(("*",), None, Spec.parse("int8/token")), "rule 1: act or prepare with an unquantized weight"),
+    ],
+)
+def test_an_impossible_rule_is_an_error(rule, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(rule).resolve(SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"), [((501, 200), "do not rise"), ((0,), "do not rise"), ((501,), "no rule")]
+)
+def test_ranges_must_rise_and_have_a_use(ranges, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(Rule(("*",), W8), ranges=ranges).resolve(SHAPES)
+
+
+def test_a_recipe_survives_a_file(tmp_path):
+    written = recipe(
+        Rule(("a*", "b"), None, why="small"),
+        Rule(("*",), Spec.parse("int4/group64/asym"), Spec.parse("int8/token")),
+        source="here", expect={"fid": 3.5}, name="mine",
+    )  # fmt: skip
+    written.save(tmp_path / "file.json")
+    assert load_recipe(tmp_path / "file.json") == written
+
+
+def test_all_faults_of_a_file_are_reported_with_file_and_rule(tmp_path):
+    file = tmp_path / "bad.json"
+    file.write_text(
+        json.dumps(
+            {
+                "sauce": "typo",
+                "ranges": ["a"],
+                "rules": [
+                    {"match": "*", "wieght": "int8/channel"},
+                    {"match": 3, "weight": "int9/channel"},
+                    {"weight": 8},
+                    "rule",
+                    {"match": ["a", 1], "act": "int8"},
+                ],
+            }
+        )
+    )
+    with pytest.raises(RecipeError) as error:
+        load_recipe(file)
+    message = str(error.value)
+    for part in [
+        "unknown field 'sauce'; did you mean source", "ranges: found ['a']",
+        "rule 1: unknown field 'wieght'; did you mean weight", "rule 2: match: found 3, expected str or list",
+        "rule 2: weight: int9/channel: 9 bits", "rule 3: weight: found 8, expected str",
+        "rule 3: match: give a pattern",
+        "rule 4: found str", "rule 5: match: found ['a', 1]", "rule 5: act: 'int8' is no number format",
+    ]:  # fmt: skip
+        assert part in message
+    assert all(line.startswith(str(file)) for line in message.splitlines())
+
+
+def test_a_file_that_is_not_json_is_an_error_with_its_line(tmp_path):
+    (tmp_path / "bad.json").write_text('{"rules":\n [}')
+    with pytest.raises(RecipeError, match=r"bad.json: line 2"):
+        load_recipe(tmp_path / "bad.json")
+
+
+def test_an_empty_recipe_is_refused():
+    with pytest.raises(RecipeError, match="at least one rule"):
+        Recipe.from_json({"rules": []})
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest_names():
+    with pytest.raises(RecipeError, match=r"w8a9 is neither.*nearest: w8a8"):
+        load_recipe("w8a9")
+
+
+NETS = {
+    "dit": abstract(dit.build, dit.CONFIGS["dit-xl-2-256"]),
+    "pixart": abstract(pixart.build, dataclasses.replace(pixart.CONFIGS["pixart-sigma-xl-2-256"], depth=2)),
+    "pixart, micro-conditions": abstract(
+        pixart.build,
+        dataclasses.replace(pixart.CONFIGS["pixart-alpha-xl-2-1024-ms"], width=192, heads=3, depth=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_recipes_resolve_and_quantize_the_linears_of_the_blocks_alone(name, net):
+    packaged = load_recipe(name)
+    assert packaged.name == name
+    assert packaged.source
+    assert all(rule.why for rule in packaged.rules)
+    weights = NETS[net].weights()
+    rules = packaged.resolve(weights)
+    assert set(rules) == set(weights)
+    quantized = {path for path, rule in rules.items() if rule.weight}
+    per_block = ["attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"]
+    if net != "dit":
+        per_block += ["cross_attn/q_linear", "cross_attn/kv_linear", "cross_attn/proj"]
+    blocks = {path.split("/")[1] for path in weights if path.startswith("blocks/")}
+    expected = {f"blocks/{i}/{layer}" for i in blocks for layer in per_block}
+    assert quantized == (set() if name == "float" else expected)
+
+
+def test_no_recipe_is_packaged_without_this_test():
+    from importlib import resources
+
+    folder = resources.files("viditq_jax.assets") / "recipes"
+    assert sorted(item.name.removesuffix(".json") for item in folder.iterdir()) == PACKAGED
