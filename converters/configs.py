@@ -48,7 +48,10 @@ def resolve(
                 f"{key}={value!r} is not supported; supported: {', '.join(map(repr, supported[key]))}"
             )
         elif field in fields and value is not None:
-            given[field] = _as_field(value, fields[field].type)
+            declared = fields[field].type
+            given[field] = _as_field(value, declared)
+            if declared in (bool, int, float) and type(given[field]) is not declared:
+                faults.append(f"{key}={value!r} should be of type {getattr(declared, '__name__', declared)}")
         elif not (field in fields or key in supported or _is_from_library(config)):
             near = difflib.get_close_matches(key, [*fields, *renamed], n=3) or sorted(fields)
             faults.append(f"the config has an unknown key {key!r}; nearest: {', '.join(near)}")

@@ -116,7 +116,7 @@ def read_config(
             "attention_bias": (True,),
             "norm_type": ("ada_norm_zero",),
             "norm_elementwise_affine": (False,),
-            **({"attention_head_dim": (width // heads,)} if heads else {}),
+            **({"attention_head_dim": (width // heads,)} if isinstance(heads, int) and heads else {}),
         },
         published=published,
         required=("input_size",),

@@ -22,12 +22,8 @@ from viditq_jax.checkpoint import Artifact
 from viditq_jax.net import Net, abstract
 
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"  # of a diffusers pipeline
-STEPS = {
-    "ddim": 50,
-    "iddpm": 100,
-    "dpm_solver": 20,
-    "flow_euler": 28,
-}  # where a scheduler_config.json names the sampler
+# Where a scheduler_config.json names another sampler than the model's own.
+STEPS = {"ddim": 50, "iddpm": 100, "dpm_solver": 20, "flow_euler": 28}
 _TOKENIZERS = ("spiece.model", "tokenizer.json")
 _LATENT_FACTOR = 8  # pixels of a latent pixel, where the autoencoder is not given
 
@@ -67,16 +63,14 @@ def convert(
     """The artifact of a foreign checkpoint, ready to be saved; tensors are read when its Nets are asked for.
 
     source: a diffusers pipeline folder, or one denoiser: a file of torch.save, .safetensors, an index of
-    shards, or a
-        folder with one of these. dtype: of all parameters, bfloat16 or float32.
+        shards, or a folder with one of these.
+    dtype: of all parameters, bfloat16 or float32.
     model: the named config of the denoiser, such as "pixart-sigma-xl-2-1024-ms", where the checkpoint does
-    not tell it.
+        not tell it.
     text_encoder, vae, tokenizer, scheduler: the other parts, or those that replace the folder's; without a
-    vae or a
-        text encoder the pipeline ends at latents or begins at text features.
-    config: a diffusers config.json of the denoiser, or its content, which goes over the one beside the file;
-    it may
-        also hold fields of our Config, and as "weights" the set of a training checkpoint to take
+        vae or a text encoder the pipeline ends at latents or begins at text features.
+    config: a diffusers config.json of the denoiser, or its content, which goes over the one beside the file.
+        It may also hold fields of our Config, and as "weights" the set of a training checkpoint to take
         ("state_dict_ema").
     Raises ConversionError, which lists all that is wrong with a part, before any tensor is read.
     """
@@ -108,7 +102,8 @@ def convert(
             given["text_encoder"], given["tokenizer"], denoiser, facts
         )
         files[f"tokenizer/{file.name}"] = file.read_bytes()
-        facts["tokenizer"] = {"file": f"tokenizer/{file.name}", "max_length": denoiser.config.text_length}
+        length = _caption_length(file, denoiser.config.text_length)
+        facts["tokenizer"] = {"file": f"tokenizer/{file.name}", "max_length": length}
     if given["scheduler"] is not None:
         facts["sampler"] = _sampler(given["scheduler"], facts["sampler"])
     factor = parts["decoder"].config.downsampling if "decoder" in parts else _LATENT_FACTOR
@@ -138,7 +133,11 @@ def _plan(source: Source, part: str, overrides: Mapping[str, Any], name: str | N
         target = abstract(plugins.find("viditq_jax.models", model, "build"), config)
         planned = Part(model, format, config, tensors, source.file, target)
         rules.plan(target, tensors, planned.table())
-    except ValueError as error:  # of the conversion, or of a model that cannot have this config
+    except (
+        ValueError,
+        ArithmeticError,
+        LookupError,
+    ) as error:  # also of a model that cannot have this config
         raise ConversionError(f"{source.file} ({family.TITLE}, {format} format): {error}") from error
     return planned
 
@@ -152,8 +151,10 @@ def _denoiser(
         names = {stem: name for family in known.values() for stem, name in family.PUBLISHED.items()}
         model = names.get(source.file.name.removesuffix(source.file.suffix))
     pipelines = {name: facts for family in known.values() for name, facts in family.PIPELINES.items()}
-    extra = pipelines.get(str(index.get("_class_name")), {})
-    return _plan(source, "denoiser", {**extra, **overrides}, model)
+    implied = pipelines.get(str(index.get("_class_name")), {})
+    if implied:
+        source = dataclasses.replace(source, config={**implied, **(source.config or {})})
+    return _plan(source, "denoiser", overrides, model)
 
 
 def _named(name: str, model: str) -> Any:
@@ -202,6 +203,13 @@ def _text_encoder(path: Any, tokenizer: Any, denoiser: Part, facts: Mapping[str,
             f"give the text encoder that it was trained with."
         )
     return encoder, file
+
+
+def _caption_length(tokenizer: Path, length: int) -> int:
+    """The model's caption length, or less where the tokenizer_config.json beside the tokenizer says so."""
+    config = tokenizer.parent / "tokenizer_config.json"
+    limit = read_json(config).get("model_max_length") if config.is_file() else None
+    return min(length, limit) if type(limit) is int and limit > 0 else length
 
 
 def _sampler(scheduler: Any, default: Mapping[str, Any]) -> dict[str, Any]:

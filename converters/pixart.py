@@ -135,7 +135,8 @@ def read_config(
     tokens = columns(shapes, "pos_embed")
     if tokens and math.isqrt(tokens) ** 2 == tokens:
         published["input_size"] = math.isqrt(tokens) * side
-    if config.get("sample_size") and config.get("interpolation_scale") is None:
+    from_diffusers = format == "diffusers" or "_class_name" in config
+    if from_diffusers and config.get("sample_size") and config.get("interpolation_scale") is None:
         published["pe_interpolation"] = float(
             max(config["sample_size"] // 64, 1)
         )  # what diffusers makes of null
@@ -158,7 +159,7 @@ def read_config(
             "norm_type": ("ada_norm_single",),
             "norm_elementwise_affine": (False,),
             "norm_eps": (1e-6,),
-            **({"attention_head_dim": (width // heads,)} if heads else {}),
+            **({"attention_head_dim": (width // heads,)} if isinstance(heads, int) and heads else {}),
         },
         published=published,
         required=(

@@ -9,6 +9,7 @@ shape; then it reads one tensor at a time, so that the memory needed is that of 
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -66,14 +67,12 @@ class Table:
 
 
 SAME = Transform(lambda parts: next(parts), lambda x: [x])
-CONV = Transform(
-    lambda parts: next(parts).transpose(2, 3, 1, 0), lambda x: [x.transpose(3, 2, 0, 1)]
-)  # OIHW, HWIO
-POINTWISE = Transform(
-    lambda parts: next(parts)[:, :, 0, 0], lambda x: [x[:, :, None, None]]
-)  # a 1x1 convolution
-
-LEFT_OUT = Transform(lambda parts: next(parts), lambda x: [])  # a parameter that a format has no place for
+# A convolution, OIHW to HWIO.
+CONV = Transform(lambda parts: next(parts).transpose(2, 3, 1, 0), lambda x: [x.transpose(3, 2, 0, 1)])
+# A 1x1 convolution to a linear layer.
+POINTWISE = Transform(lambda parts: next(parts)[:, :, 0, 0], lambda x: [x[:, :, None, None]])
+# A parameter that the format has no place for: never read, and not exported.
+LEFT_OUT = Transform(lambda parts: next(parts), lambda x: [])
 
 
 def patch(side: int) -> Transform:
@@ -118,14 +117,14 @@ def plan(net: Net, tensors: Mapping[str, Any], table: Table) -> dict[str, tuple[
     Raises ConversionError, which lists every fault: parameters that are missing, of another shape or not of
     floating point, and tensors that no rule reads.
     """
-    chosen = {name: _choose(name, tensors, table) for name, _ in net.variables()}
+    chosen = {name: choose(name, tensors, table) for name, _ in net.variables()}
     used = {source for _, sources in chosen.values() for source in sources}
     dropped = {name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in table.drop)}
     spare = sorted(tensors.keys() - used - dropped)
-    wrong = []
+    written, wrong = functools.cache(_written), []  # blocks repeat the same few shapes
     for name, variable in net.variables():
         rule, sources = chosen[name]
-        for source, shape in zip(sources, _written(rule, variable.get_value()), strict=True):
+        for source, shape in zip(sources, written(rule.transform, variable.get_value().shape), strict=True):
             found = tensors.get(source)
             if found is not None and tuple(found.shape) != shape:
                 wrong.append(f"{source} is {list(found.shape)}, expected {list(shape)}")
@@ -150,9 +149,8 @@ def convert(net: Net, tensors: Mapping[str, Tensor], table: Table, dtype: Any) -
             value = rule.transform.read(tensors[source].read() for source in sources)
         except ConversionError as error:
             raise ConversionError(f"{name}: {error}") from error
-        return jax.block_until_ready(
-            jnp.asarray(value.astype(dtype, copy=False))
-        )  # so that `value` is freed now
+        # Waiting frees `value` before the next tensor is read.
+        return jax.block_until_ready(jnp.asarray(value.astype(dtype, copy=False)))
 
     return net.map_variables(load)
 
@@ -169,12 +167,12 @@ def export(net: Net, table: Table) -> dict[str, Shaped[np.ndarray, "..."]]:
             f"{len(odd)} parameters are not plain arrays, for instance {odd[0]}; export the float model."
         )
     for name, variable in net.variables():
-        rule, sources = _choose(name, {}, table)
+        rule, sources = choose(name, {}, table)
         arrays.update(zip(sources, rule.transform.write(np.asarray(variable.get_value())), strict=True))
     return arrays
 
 
-def _choose(name: str, tensors: Mapping[str, Any], table: Table) -> tuple[Rule, tuple[str, ...]]:
+def choose(name: str, tensors: Mapping[str, Any], table: Table) -> tuple[Rule, tuple[str, ...]]:
     """The first rule for the target whose names are all there, or else the first."""
     dotted = name.replace("/", ".")
     matches = [(rule, sources) for rule in table.rules if (sources := rule.match(dotted)) is not None]
@@ -183,9 +181,9 @@ def _choose(name: str, tensors: Mapping[str, Any], table: Table) -> tuple[Rule, 
     return next((match for match in matches if all(source in tensors for source in match[1])), matches[0])
 
 
-def _written(rule: Rule, value: Any) -> list[tuple[int, ...]]:
-    """The shapes that the rule's sources must have."""
-    parts = jax.eval_shape(rule.transform.write, jax.ShapeDtypeStruct(value.shape, jnp.float32))
+def _written(transform: Transform, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes of what becomes of a parameter in the checkpoint."""
+    parts = jax.eval_shape(transform.write, jax.ShapeDtypeStruct(shape, jnp.float32))
     return [tuple(part.shape) for part in parts]
 
 
@@ -195,7 +193,7 @@ def _report(missing: list[str], spare: list[str], wrong: list[str]) -> str:
     for kind, names, others in (
         ("missing", missing, spare),
         ("unexpected", spare, missing),
-        ("wrong shape", wrong, []),
+        ("wrong", wrong, []),
     ):
         for text, count in _grouped(names):
             more = f" ({count} of this kind)" if count > 1 else ""

@@ -7,6 +7,7 @@ error.
 import json
 import math
 import os
+import reprlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,12 +103,14 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Tensor:
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise SourceError(
-            f"{path}: the entry of {name!r} needs dtype, shape and data_offsets, got {entry!r}. {_AGAIN}"
+            f"{path}: the entry of {name!r} needs dtype, shape and data_offsets, "
+            f"got {reprlib.repr(entry)}. {_AGAIN}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2:
         raise SourceError(
-            f"{path}: {name!r} has shape {shape!r} and offsets {offsets!r}, which are not sizes. {_AGAIN}"
+            f"{path}: {name!r} has shape {reprlib.repr(shape)} "
+            f"and offsets {reprlib.repr(offsets)}, which are not sizes. {_AGAIN}"
         )
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,8 @@ import torch
 
 from converters import ConversionError, SourceError, convert, export, save_safetensors
 from tests import diffusers_pipelines, tiny
-from viditq_jax import checkpoint
 from viditq_jax.models import autoencoder_kl, dit, t5
 from viditq_jax.net import Net, abstract
-from viditq_jax.pipeline import load_pipeline
 
 DIT = dit.Config(width=48, depth=2, heads=4, input_size=8, classes=7)
 SIZES = {"heads": 4, "input_size": 8}
@@ -82,12 +81,6 @@ def test_a_folder_of_diffusers_gives_every_part(sigma: Path) -> None:
     json.dumps(facts)
     for load in artifact.nets.values():
         assert {leaf.dtype for leaf in jax.tree.leaves(load().params)} == {jnp.dtype(jnp.bfloat16)}
-
-
-def test_an_artifact_is_saved_and_makes_pictures(sigma: Path, tmp_path: Path) -> None:
-    checkpoint.save(convert(sigma, dtype=jnp.float32), tmp_path / "out")
-    pipeline = load_pipeline(tmp_path / "out")
-    assert pipeline(["a red apple"], steps=2).shape == (1, 32, 32, 3)
 
 
 def test_a_label_pipeline_knows_its_labels(tmp_path: Path) -> None:
@@ -232,6 +225,28 @@ def test_parts_that_do_not_belong_together_are_refused(parts: Path, net: Net, tm
         "makes text features of 24 channels, but the denoiser takes 16",
         text_encoder=tmp_path / "t5.safetensors", tokenizer=parts / "spiece.model",
     )  # fmt: skip
+
+
+def test_captions_are_no_longer_than_the_tokenizer_allows(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(tiny.spiece_model())
+
+    def length(limit: int) -> int:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+        given = {"text_encoder": parts / "t5.safetensors", "tokenizer": tmp_path}
+        artifact = convert(parts / "pixart.safetensors", config=PIXART_TOLD, **given)
+        return artifact.facts["tokenizer"]["max_length"]
+
+    assert (length(7), length(512)) == (7, 12)
+
+
+def test_the_config_beside_the_weights_wins_over_the_class_of_the_pipeline(
+    sigma: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sigma, tmp_path / "sigma")
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    (folder / "transformer" / "config.json").write_text(json.dumps({**config, "text_length": 24}))
+    assert convert(sigma).facts["denoiser"]["config"]["text_length"] == 300
+    assert convert(folder).facts["denoiser"]["config"]["text_length"] == 24
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -200,6 +200,8 @@ def test_old_config_files_name_another_class() -> None:
         ({"num_layers": 5}, "depth is 3 in the checkpoint, but 5 in the config"),
         ({"attention_head_dim": 8}, "attention_head_dim=8 is not supported; supported: 12"),
         ({"interpolation_skale": 1.0}, "unknown key 'interpolation_skale'; nearest: .*interpolation_scale"),
+        ({"num_attention_heads": "4"}, "num_attention_heads='4' should be of type int"),
+        ({"interpolation_scale": None}, "the checkpoint does not tell pe_interpolation"),
         ({"num_attention_heads": None}, "the checkpoint does not tell heads; pass the diffusers config"),
     ],
 )
@@ -229,7 +231,7 @@ def export_shapes(model: str, config: Any) -> dict[str, Any]:
     net = abstract(plugins.find("viditq_jax.models", model, "build"), config)
     found = {}
     for name, variable in net.variables():
-        rule, sources = rules._choose(name, {}, table)
+        rule, sources = rules.choose(name, {}, table)
         parts = jax.eval_shape(rule.transform.write, variable.get_value())
         found.update(zip(sources, parts, strict=True))
     return found

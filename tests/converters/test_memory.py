@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = families.find("pixart").FORMATS["original"](CONFIG)
     arrays = {}
     for name, variable in net.variables():
-        rule, sources = rules._choose(name, {}, table)
+        rule, sources = rules.choose(name, {}, table)
         parts = jax.eval_shape(rule.transform.write, variable.get_value())
         arrays |= {
             source: np.full(part.shape, 0.5, np.float32) for source, part in zip(sources, parts, strict=True)
