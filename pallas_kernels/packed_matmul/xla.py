@@ -1,8 +1,9 @@
 """packed_matmul through int8 `lax.dot_general`; fits every device.
 
 The zero point goes into the unpacked code, which stays an int8. One group is one dot. Several groups are a
-scan that keeps one float32 [m, n]: a batched dot would write float32 [groups, m, n] (8 times slower on a CPU
-at 1024x1152x1152, group 64), an unrolled loop compiles one dot a group and is slower too.
+scan that keeps one float32 [m, n]. Measured at group 64 (jax 0.10.2, 2-core Xeon with VNNI): a batched dot,
+which writes float32 [groups, m, n], is 2 to 8 times slower; an unrolled loop is up to 2 times slower at 256
+rows and more, and compiles a dot a group.
 """
 
 from typing import Any

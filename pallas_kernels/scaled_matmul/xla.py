@@ -32,7 +32,7 @@ def run(
     out_dtype: DTypeLike,
 ) -> jax.Array:
     """See the contract."""
-    # Without preferred_element_type the result would be int8, and slow (about 100x on a CPU).
+    # Without preferred_element_type the result would be int8: wrapped, and slower.
     acc = lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     if x_zero is not None:
         w_sum = w.sum(1, dtype=jnp.int32, keepdims=True) if w_sum is None else w_sum

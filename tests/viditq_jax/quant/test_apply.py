@@ -132,8 +132,9 @@ def test_shapes_of_a_quantized_net_follow_from_shapes_alone(calibrated, name):
     ("name", "bound"), [("w8a8", 0.03), ("w8a8-static", 0.06), ("w4a8-group", 0.35), ("w4a8-naive", 0.35)]
 )
 def test_a_tiny_pixart_runs_jitted_and_stays_near_the_unquantized_one(calibrated, name, bound):
-    """A 4-bit step is about 5 sigma / 15, its rounding 1 / sqrt(12) of that: 0.1 a layer, and a few layers follow
-    each other. 8 bits are 16 times finer.
+    """A 4-bit step is about 5 sigma / 15, its rounding 1 / sqrt(12) of that: 0.1 a layer.
+
+    A few layers follow each other; 8 bits are 16 times finer.
     """
     net, expected, stats = calibrated
     y = jax.jit(forward)(quantize(net, load_recipe(name), stats))

@@ -79,7 +79,7 @@ def test_groups_that_are_zero_constant_or_of_one_sign_are_finite_and_leave_the_o
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("suffix", ["", "/asym"])
 def test_codes_stay_in_their_range_at_all_bits(bits, suffix):
-    """Asymmetric codes were once clipped to twice their range (D7); bits were once the last of a list (D19)."""
+    """Asymmetric codes once clipped at twice their range (D7); bits were once the last of a list (D19)."""
     q = quantize_tensor(
         jax.random.normal(jax.random.key(0), (3, 64)), Spec.parse(f"int{bits}/channel{suffix}")
     )
