@@ -144,7 +144,10 @@ class Pipeline:
             raise ValueError("no conditions were given; give one prompt or class index for each picture.")
         if self.facts["conditions"]["kind"] == "label":
             classes = int(self.facts["conditions"]["classes"])
-            labels = labels_to_array(conditions, classes)
+            wrong = [c for c in conditions if not isinstance(c, int)]
+            if wrong:
+                raise ValueError(f"this model takes class indices, not prompts such as {wrong[0]!r}.")
+            labels = labels_to_array([int(c) for c in conditions], classes)
             return {"y": self._halves(labels, np.full_like(labels, classes)) if guide else labels}
         y, mask = self.encode_text(conditions)
         if guide:
@@ -268,10 +271,8 @@ class Pipeline:
 
     def astype(self, dtype: Any) -> "Pipeline":
         """The same pipeline with all unquantized parameters in `dtype`."""
-        facts = {**self.facts, "dtype": jnp.dtype(dtype).name}
-        return dataclasses.replace(
-            self, facts=facts, **{k: net.astype(dtype) for k, net in self.nets().items()}
-        )
+        cast: dict[str, Any] = {name: net.astype(dtype) for name, net in self.nets().items()}
+        return dataclasses.replace(self, facts={**self.facts, "dtype": jnp.dtype(dtype).name}, **cast)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the pipeline as an artifact, quantized weights verbatim. See `checkpoint.save` for errors."""
@@ -360,7 +361,7 @@ def _convert(path: Path, dtype: Any) -> Pipeline:
 
 def from_artifact(artifact: checkpoint.Artifact) -> Pipeline:
     """Build the pipeline that a conversion describes, without writing it."""
-    nets = {name: load() for name, load in artifact.nets.items()}
+    nets: dict[str, Any] = {name: load() for name, load in artifact.nets.items()}
     return Pipeline(facts=dict(artifact.facts), files=dict(artifact.files), **nets)
 
 

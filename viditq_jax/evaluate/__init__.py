@@ -36,8 +36,8 @@ def evaluate(
     for picture, expected in zip(ours.images(), theirs.images(), strict=True):
         if picture.shape != expected.shape:
             raise ValueError(
-                f"a picture of {picture.shape[:2]} pixels cannot be compared with one of {expected.shape[:2]}; "
-                f"generate {out} and {reference} at the same size."
+                f"{out} has pictures of {picture.shape[:2]} pixels, {reference} of {expected.shape[:2]}; "
+                f"generate both at the same size."
             )
         states = {name: found[name].METRIC.update(state, picture, expected) for name, state in states.items()}
     results = {}

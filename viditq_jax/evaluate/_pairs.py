@@ -14,7 +14,7 @@ class State(NamedTuple):
     """Sum of the measure over pairs, and their number."""
 
     total: float
-    count: int
+    pairs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,14 @@ class PairMean:
 
     def update(self, state: State, picture: Picture, expected: Picture) -> State:
         """Add one pair."""
-        return State(state.total + self.measure(picture, expected), state.count + 1)
+        return State(state.total + self.measure(picture, expected), state.pairs + 1)
 
     def merge(self, a: State, b: State) -> State:
         """Two measurements as one."""
-        return State(a.total + b.total, a.count + b.count)
+        return State(a.total + b.total, a.pairs + b.pairs)
 
     def finish(self, state: State) -> float:
         """The mean over all pairs. Raises ValueError if there was none."""
-        if not state.count:
+        if not state.pairs:
             raise ValueError("nothing was measured; give at least one pair of pictures.")
-        return state.total / state.count
+        return state.total / state.pairs

@@ -57,7 +57,7 @@ class TimestepEmbedder(nnx.Module):
 
     def __init__(self, width: int, *, frequencies: int = 256, freq_shift: float = 0.0, rngs: nnx.Rngs):
         self.frequencies, self.freq_shift = frequencies, freq_shift
-        self.mlp = nnx.List(
+        self.mlp: nnx.List[Any] = nnx.List(
             [Linear(frequencies, width, rngs=rngs), nnx.silu, Linear(width, width, rngs=rngs)]
         )
 
