@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from viditq_jax.net import Net
-from viditq_jax.pipeline import Guidance, Pipeline, guided_model
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.programs import Guidance, guided_model
 from viditq_jax.quant.observe import observe
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import LayerStats, Stats, merge_stats

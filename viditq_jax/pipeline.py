@@ -16,49 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from viditq_jax import checkpoint, plugins
+from viditq_jax import checkpoint, plugins, programs
 from viditq_jax.aspect_ratios import nearest_bin
 from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
 from viditq_jax.models.pixart import Size
 from viditq_jax.net import Net, abstract
+from viditq_jax.programs import Guidance
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
-from viditq_jax.sampling.guidance import guided
-from viditq_jax.sampling.sample import Denoise, draw_noise, sample, sample_keys
+from viditq_jax.sampling.sample import draw_noise, sample_keys
 from viditq_jax.sampling.schedule import VPSchedule
 
 PARTS = ("denoiser", "decoder", "text_encoder")
-
-
-@dataclasses.dataclass(frozen=True)
-class Guidance:
-    """How the conditional and the unconditional prediction meet.
-
-    scale: weight of their difference; 1 means no guidance.
-    channels: how many channels are guided; None is all.
-    null: what stands for "no prompt": the text encoder's output for the empty prompt ("encoded"), or the
-        table that the denoiser was trained with ("table").
-    mask: which keys the unconditional half sees: its "own", or the "prompt"'s.
-    order: which half of the doubled batch comes first.
-    """
-
-    scale: float = 4.5
-    channels: int | None = None
-    null: str = "encoded"
-    mask: str = "own"
-    order: str = "uncond_first"
-
-    def __post_init__(self) -> None:
-        for field, allowed in (
-            ("null", ("encoded", "table")),
-            ("mask", ("own", "prompt")),
-            ("order", ("cond_first", "uncond_first")),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"guidance {field}={getattr(self, field)!r} is unknown; choose one of {allowed}."
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +84,7 @@ class Pipeline:
         keys = sample_keys(seed, first, len(conditions))
         if noise is None:
             noise = draw_noise(keys, self.latent_shape(size))
-        return _denoise(
+        return programs.denoise(
             self.denoiser,
             self.encode(conditions, negative=negative, size=size, guide=scale != 1),
             jnp.float32(scale),
@@ -129,7 +99,7 @@ class Pipeline:
         """Latents to pictures."""
         if self.decoder is None:
             raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
-        return np.asarray(_decode(self.decoder, latents))
+        return np.asarray(programs.decode(self.decoder, latents))
 
     def encode(
         self,
@@ -183,7 +153,7 @@ class Pipeline:
             texts = [clean_caption(text) for text in texts]
         entry = self.facts["tokenizer"]
         ids, mask = Tokenizer(self.files[entry["file"]])(texts, int(entry["max_length"]))
-        return _encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
+        return programs.encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
 
     def _null(self, negative: str, count: int, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.guidance.null == "table":
@@ -363,48 +333,3 @@ def from_artifact(artifact: checkpoint.Artifact) -> Pipeline:
     """Build the pipeline that a conversion describes, without writing it."""
     nets: dict[str, Any] = {name: load() for name, load in artifact.nets.items()}
     return Pipeline(facts=dict(artifact.facts), files=dict(artifact.files), **nets)
-
-
-def _bind(net: Net, conditions: dict[str, Any]) -> Callable[..., jax.Array]:
-    """model(x, t, i) with its conditions fixed; what depends on the prompt alone is computed here, once."""
-    dtype = net.dtype
-    if "mask" not in conditions:
-        return lambda x, t, i: net(x.astype(dtype), t, conditions["y"])
-    prompt = net.call("encode_prompt", conditions["y"].astype(dtype), conditions["mask"])
-    return lambda x, t, i: net(x.astype(dtype), t, prompt, conditions.get("size"))
-
-
-def guided_model(net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None) -> Denoise:
-    """denoise(x, t, i) for `sample`, from what `Pipeline.encode` gave; no guidance where it is None."""
-    model = _bind(net, conditions)
-    return (
-        model if guidance is None else guided(model, scale, channels=guidance.channels, order=guidance.order)
-    )
-
-
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
-def _denoise(
-    net: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-) -> Float[Array, "b h w c"]:
-    """The whole trajectory as one program. `guidance` gives the facts; its scale comes as a traced number."""
-    return sample(guided_model(net, conditions, scale, guidance), sampler, noise, keys, steps=steps)
-
-
-@jax.jit
-def _encode_text(net: Net, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    return net(ids, mask)
-
-
-@jax.jit
-def _decode(net: Net, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b i j 3"]:
-    """Pixels 0 to 255, rounded to the nearest."""
-    pixels = net.call("decode", latents.astype(net.dtype)).astype(jnp.float32)
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from viditq_jax import pipeline as module
+from viditq_jax import programs
 from viditq_jax.checkpoint import ArtifactError, weight_disk_bytes
 from viditq_jax.pipeline import Pipeline, load_pipeline
 from viditq_jax.quant.qweight import QWeight
@@ -35,12 +35,12 @@ def test_sample_i_depends_on_seed_and_i_alone() -> None:
 
 def test_a_new_seed_prompt_or_scale_compiles_nothing() -> None:
     tiny.pipeline()(PROMPTS, seed=1, guidance=2.0)
-    counted = (module._denoise, module._encode_text, module._decode)
+    counted = (programs.denoise, programs.encode_text, programs.decode)
     before = [fn._cache_size() for fn in counted]
     tiny.pipeline()(["cat", "dog", "pizza"], seed=9, guidance=7.5, negative="table")
     assert [fn._cache_size() for fn in counted] == before
     tiny.pipeline()(PROMPTS, seed=1, steps=2)
-    assert module._denoise._cache_size() == before[0] + 1, "the count above can see a compilation"
+    assert programs.denoise._cache_size() == before[0] + 1, "the count above can see a compilation"
 
 
 def test_guidance_of_one_is_the_conditional_model_alone() -> None:
