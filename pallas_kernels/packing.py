@@ -1,9 +1,8 @@
 """Two signed 4-bit codes in one byte, in two-halves order.
 
 Byte j of a row holds code j in its low half and code j + k/2 in its high half. Unpacking is then two shifts
-and
-a concatenation: 7% of a 1024x1152x1152 product (XLA:CPU, jax 0.10.2, 2-core Xeon with VNNI). Neighbours in
-one byte would need an interleave.
+and a concatenation: 7% of a 1024x1152x1152 product (XLA:CPU, jax 0.10.2, 2-core Xeon with VNNI). Neighbours
+in one byte would need an interleave.
 """
 
 import jax.numpy as jnp

@@ -41,8 +41,7 @@ def quantize_rows(
                      zero  = -2**(bits-1) - round(low * (top / range))
                      codes = clip(round(x * (top / range)) + zero)
                      scale = range * (1 / top)
-        static:      codes = clip(round(x * (1 / scale)) + zero)     with `scale` given, and `zero` if
-        asymmetric
+        static:      codes = clip(round(x * (1 / scale)) + zero)    with the scale, and zero, that are given
 
     A row of zeros gives the codes of zero and a finite scale. A row whose range is NaN or infinite gives the
     codes 0 and the scale NaN, so what is computed from it is NaN. Static codes saturate; a NaN becomes the

@@ -32,9 +32,7 @@ class QWeight:
     """A quantized weight and how its input is quantized. Made by `quantized_weight`."""
 
     weight: QTensor
-    weight_sum: (
-        jax.Array | None
-    )  # [n, 1] or [n, groups] int32, the sums that input zero points need; None without
+    weight_sum: Any  # [n, 1] or [n, groups] int32, sums that input zero points need; None without them
     act_scale: Any  # [1, 1] float32 where the input is static
     act_zero: Any  # [1, 1] int8 where the input is static and asymmetric
     act: Spec | None = dataclasses.field(metadata={"static": True})

@@ -171,6 +171,11 @@ def test_weight_bytes_keep_what_the_recipe_promises_at_width_192(name, most):
         assert size.stored <= packaged.expect["weight_bytes_vs_bfloat16"] * size.dense
 
 
+def test_asymmetric_inputs_have_an_outline_too():
+    net, zeros = toy(), recipe("int4/group32/asym", "int8/token/asym")
+    assert shapes(quantize(jax.eval_shape(lambda: net), zeros)) == shapes(quantize(net, zeros))
+
+
 def test_weight_bytes_count_everything_a_layer_holds():
     sizes = weight_bytes(quantize(toy(), recipe("int4/group32/asym", "int8/token")))
     assert sizes["fc2"].stored == 16 * 64 // 2 + 16 * 2 * (4 + 1)  # codes; a scale and a zero point a group
