@@ -55,7 +55,7 @@ is no matrix (optax {optax}), the averaged weights are kept.
 | steps x batch | {vae_steps} x {vae_batch} | {steps_done} x {batch} |
 | minutes | {vae_minutes:.0f} | {minutes:.0f} |
 | loss at the end | {vae_loss:.4f} (pixels, slopes, squares) | {loss:.4f} (squared error of the velocity) |
-| checks | PSNR {psnr:.2f} dB, 64 training icons on named colours | {held:.4f} on held-out pictures, {seen:.4f} on seen ones |
+| averaged weights | PSNR {psnr:.2f} dB on 64 training icons | {held:.4f} held out, {seen:.4f} seen |
 
 Velocity loss at the watched steps (held out / seen): {curve}.
 

@@ -28,7 +28,7 @@ TEXT_CONFIG = t5.Config(
 )  # vocab_size: the tokenizer's
 SAMPLER = DPMSolver(grid="integer", spacing="trailing", prediction="v_prediction")
 NO_PROMPT = 0.1  # share of captions that are dropped
-GUIDANCE, STEPS = 3.0, 20
+GUIDANCE, STEPS = 4.5, 20
 
 
 @dataclasses.dataclass(frozen=True)
