@@ -44,10 +44,10 @@ def make_artifacts(run: Path) -> dict[str, Path]:
 def make_pictures(pipeline: Pipeline, prompts: list[str], out: Path) -> float:
     """Pictures of all prompts; the seconds that each takes once the program is compiled."""
     with bar(f"{out.name}: compile and generate", len(prompts)) as advance:
-        generate(pipeline, prompts, out, seed=SEED, batch=BATCH, advance=advance)
+        generate(pipeline, prompts, out, seed=SEED, batch=min(BATCH, len(prompts)), advance=advance)
     started = time.perf_counter()
     pipeline(prompts[:BATCH], seed=SEED)
-    return (time.perf_counter() - started) / BATCH
+    return (time.perf_counter() - started) / len(prompts[:BATCH])
 
 
 def compare(run: Path, name: str, reference: str) -> dict[str, float | None]:
@@ -56,17 +56,18 @@ def compare(run: Path, name: str, reference: str) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run everything, and print the figures and where the report is."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)"
+        "--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
     )
-    run = parser.parse_args().out
+    parser.add_argument("--count", type=int, default=16, help="how many prompts (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    run, prompts = options.out, packaged_prompts()[: options.count]
     shutil.rmtree(run, ignore_errors=True)
-    prompts = packaged_prompts()
     paths = make_artifacts(run)
     variants: dict[str, dict[str, Any]] = {}
     for name, path in paths.items():

@@ -5,6 +5,9 @@ memory first. A run that was killed goes on where it stopped when it is started 
 """
 
 import dataclasses
+import hashlib
+import json
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +34,7 @@ class Options:
     recipe: str | None = None
     """Quantize in memory first: a packaged recipe, or a JSON file."""
     out: Path | None = None
-    """Folder of the pictures; runs/generate, or runs/generate-RECIPE, where not given."""
+    """Folder of the pictures; where not given, one under runs named after the prompt and the flags."""
     seed: int = 0
     """Sample i draws its noise from (seed, i)."""
     steps: int | None = None
@@ -59,9 +62,7 @@ def run(options: Options) -> Any:
     samples = conditions(options.prompt, options.prompts, options.label, pipeline.facts["conditions"]["kind"])
     if options.recipe:
         pipeline = quantized(pipeline, options.recipe)
-    out = options.out or Path("runs") / (
-        "generate-" + Path(options.recipe).stem if options.recipe else "generate"
-    )
+    out = options.out or default_folder(options)
     started = time.perf_counter()
     with bar("generating (the first batch compiles)", len(samples)) as advance:
         manifest = generate(
@@ -80,3 +81,14 @@ def run(options: Options) -> Any:
         return {"folder": str(out), "samples": manifest.entries}
     lines = [f"{out / entry['file']}  {entry['condition']}" for entry in manifest.entries]
     return "\n".join([*lines, f"{len(lines)} pictures in {time.perf_counter() - started:.1f} s"])
+
+
+def default_folder(options: Options) -> Path:
+    """The same folder for the same flags, so that a killed run finds its pictures, and another for others."""
+    recipe = f"-{Path(options.recipe).stem}" if options.recipe else ""
+    plain = dataclasses.replace(options, recipe=None, json=False)
+    if plain == Options():
+        return Path("runs") / f"generate{recipe}"
+    flags = json.dumps(dataclasses.asdict(plain), sort_keys=True, default=str)
+    words = "-".join(re.findall(r"[a-z0-9]+", " ".join(options.prompt[:1]).lower()))[:40] or "generate"
+    return Path("runs") / f"{words}{recipe}-{hashlib.sha256(flags.encode()).hexdigest()[:6]}"

@@ -16,6 +16,8 @@ from converters import export, save_safetensors
 from tests import tiny
 from viditq_jax import plugins
 from viditq_jax.cli import main
+from viditq_jax.cli.generate import Options as GenerateOptions
+from viditq_jax.cli.generate import default_folder
 from viditq_jax.pipeline import load_pipeline
 
 VERBS = ("convert", "evaluate", "generate", "inspect", "quantize", "report")
@@ -206,3 +208,22 @@ def test_recipes_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "ViDiT-Q" in text
     assert "int8/token" in text
+
+
+def test_pictures_of_other_flags_go_to_another_folder_by_default() -> None:
+    """So nobody meets the pictures of an earlier prompt, and a killed run finds its own."""
+    folders = [
+        default_folder(GenerateOptions(**flags))
+        for flags in (
+            {},
+            {"recipe": "w8a8"},
+            {"prompt": ("red apple",)},
+            {"prompt": ("red apple",), "seed": 1},
+            {"prompt": ("pizza",), "recipe": "w8a8"},
+        )
+    ]
+    assert [str(folder) for folder in folders[:2]] == ["runs/generate", "runs/generate-w8a8"]
+    assert folders[2].name.startswith("red-apple-")
+    assert folders[4].name.startswith("pizza-w8a8-")
+    assert len(set(folders)) == len(folders)
+    assert default_folder(GenerateOptions(prompt=("red apple",), json=True)) == folders[2]

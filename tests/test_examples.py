@@ -1,0 +1,52 @@
+"""The examples run, and what they promise holds on the packaged model."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+def test_the_quickstart_draws_the_float_and_the_quantized_picture(tmp_path: Path) -> None:
+    load("01_quickstart.py")["main"](tmp_path / "pair.png")
+    picture = np.asarray(Image.open(tmp_path / "pair.png")).astype(int)
+    assert picture.shape == (64, 128, 3)
+    float_half, quantized_half = picture[:, :64], picture[:, 64:]
+    assert (float_half != quantized_half).any()
+    assert np.square(float_half - quantized_half).mean() < 255**2 / 10**2.7  # 27 dB
+
+
+def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
+    """Quality, memory and disk, measured by the demo itself on two prompts."""
+    load("demo.py")["main"](["--out", str(tmp_path / "demo"), "--count", "2"])
+    records = json.loads((tmp_path / "demo/metrics.json").read_text())
+    bounds = {"w8a8": (27, 0.52), "w4a8-group": (20, 0.29)}
+    for name, (psnr, ratio) in bounds.items():
+        record = records["variants"][name]
+        assert record["psnr_db"] >= psnr
+        assert 0.5 < record["ssim"] <= 1
+        assert record["weight_bytes"] <= ratio * record["bfloat16_weight_bytes"]
+        assert record["weight_disk_bytes"] <= ratio * record["bfloat16_weight_bytes"]
+        assert record["artifact_bytes"] < records["variants"]["float"]["artifact_bytes"]
+        assert record["seconds_per_image"] > 0
+    assert records["noise_floor"]["psnr_db"] > records["variants"]["w8a8"]["psnr_db"]
+    for name in ("grid.png", "report.html"):
+        assert (tmp_path / "demo" / name).stat().st_size > 1000
+
+
+def test_a_small_published_shape_goes_the_way_of_the_full_sizes(tmp_path: Path) -> None:
+    stages = load("02_full_size.py")
+    name = "dit-s-8-256"
+    records = {stage: stages[stage](name, tmp_path) for stage in stages["STAGES"]}
+    assert records["quantize"]["layers"] == 12 * 4
+    assert records["quantize"]["ratio"] == pytest.approx(0.5, abs=0.01)
+    assert records["step"]["finite"]
