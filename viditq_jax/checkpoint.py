@@ -123,7 +123,7 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
             (partial / name).write_bytes(content)
         facts = {"format": FORMAT, **artifact.facts, "versions": versions(), "files": _listing(partial)}
         (partial / FACTS_FILE).write_text(json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n")
-        _replace(partial, path)
+        _replace(partial, path, overwrite)
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
@@ -134,17 +134,21 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
     return path
 
 
-def _replace(partial: Path, path: Path) -> None:
+def _replace(partial: Path, path: Path, overwrite: bool) -> None:
     """Give the finished folder its name; an older one is set aside first, so that one of the two always
-    exists.
+    exists, and set back if the new one does not get its name.
     """
-    if not path.exists():
-        partial.rename(path)
+    if not (overwrite and path.exists()):
+        partial.rename(path)  # refused by the system if something has appeared there meanwhile
         return
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -163,7 +167,14 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         facts = json.loads(file.read_text())
         version, listing, digest = facts["format"], facts["files"], facts.pop("sha256")
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listing.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ArtifactError(
             f"{file} is not valid ({type(error).__name__}: {error}); make the artifact again."
         ) from error
@@ -178,6 +189,11 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         )
     found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {FACTS_FILE}
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found)]
+    faults += [  # what they lead to is not listed, and so not checked
+        f"{link.relative_to(path).as_posix()} is a symbolic link"
+        for link in sorted(path.rglob("*"))
+        if link.is_symlink()
+    ]
     faults += [f"{name} does not belong to it" for name in sorted(found - expected.keys())]
     for name in sorted(found & expected.keys()):
         size, digest = expected[name]
@@ -206,7 +222,13 @@ def restore(path: str | Path, name: str, target: Net) -> Net:
     folder = (Path(path) / name).resolve()
     wanted = _flat(target)
     with _checkpointer() as checkpointer:
-        stored = checkpointer.metadata(folder).item_metadata.tree
+        try:
+            stored = checkpointer.metadata(folder).item_metadata.tree
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{folder} is not a tree of arrays ({type(error).__name__}: {error}); "
+                "make the artifact again from its source."
+            ) from error
         faults = [f"{key} is missing" for key in sorted(wanted.keys() - stored.keys())]
         faults += [f"{key} is unexpected" for key in sorted(stored.keys() - wanted.keys())]
         for key in sorted(wanted.keys() & stored.keys()):

@@ -48,6 +48,15 @@ class Tokenizer:
 
     @functools.cached_property
     def _encode(self) -> Callable[[str], list[int]]:
+        try:
+            return self._open()
+        except Exception as error:  # tokenizers raises no narrower type
+            raise ValueError(
+                f"the tokenizer is neither a SentencePiece model nor a tokenizer.json ({error}); "
+                "copy or download its file again."
+            ) from error
+
+    def _open(self) -> Callable[[str], list[int]]:
         if self.data.lstrip().startswith(b"{"):
             import tokenizers
 
@@ -57,6 +66,8 @@ class Tokenizer:
             return lambda text: fast.encode(text, add_special_tokens=False).ids
         import sentencepiece
 
+        if not self.data:
+            raise ValueError("it is empty")
         return sentencepiece.SentencePieceProcessor(model_proto=self.data).encode
 
     def __call__(

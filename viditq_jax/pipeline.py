@@ -112,6 +112,10 @@ class Pipeline:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
         if not conditions:
             raise ValueError("no conditions were given; give one prompt or class index for each picture.")
+        if negative and (reason := self._no_negative(guide)):
+            raise ValueError(
+                f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."
+            )
         if self.facts["conditions"]["kind"] == "label":
             classes = int(self.facts["conditions"]["classes"])
             wrong = [c for c in conditions if not isinstance(c, int)]
@@ -128,6 +132,14 @@ class Pipeline:
             encoded["size"] = self._micro_conditions(y.shape[0], size or self.image_size)
         return encoded
 
+    def _no_negative(self, guide: bool) -> str:
+        """Why a negative prompt is not used, or nothing where it is."""
+        if self.facts["conditions"]["kind"] == "label":
+            return "this model takes class indices"
+        if not guide:
+            return "a guidance scale of 1 compares with nothing"
+        return "this model has learned what stands for no prompt" if self.guidance.null == "table" else ""
+
     def _micro_conditions(self, batch: int, size: tuple[int, int]) -> Size:
         """The size, and the aspect ratio as the code that the checkpoint is from gives it.
 
@@ -135,7 +147,7 @@ class Pipeline:
         """
         height, width = size
         aspect = height / width
-        if self.facts["source"]["denoiser"]["format"] == "original":
+        if self.facts["source"]["denoiser"]["format"] != "diffusers":
             aspect = nearest_bin(height, width).aspect  # all sides of bins share their labels
         return Size(*(jnp.full(batch, value, jnp.float32) for value in (height, width, aspect)))
 
@@ -153,6 +165,12 @@ class Pipeline:
             texts = [clean_caption(text) for text in texts]
         entry = self.facts["tokenizer"]
         ids, mask = Tokenizer(self.files[entry["file"]])(texts, int(entry["max_length"]))
+        known = int(self.facts["text_encoder"]["config"]["vocab_size"])
+        if ids.max(initial=0) >= known:
+            raise ValueError(
+                f"{entry['file']} gives the token {ids.max()}, but the text encoder knows {known} tokens; "
+                "convert again with the tokenizer that it was trained with."
+            )
         return programs.encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
 
     def _null(self, negative: str, count: int, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -227,6 +245,8 @@ class Pipeline:
                 f"sampler {name!r} knows no {', '.join(lost)}, which this model was trained with; "
                 f"choose a sampler of the same family as {self.facts['sampler']['name']!r}."
             )
+        if name == self.facts["sampler"]["name"]:
+            shared = dict(self.facts["sampler"].get("options", {}))
         entry = {**self.facts["sampler"], "name": name, "options": {**shared, **options}}
         return dataclasses.replace(self, facts={**self.facts, "sampler": entry})
 
@@ -271,7 +291,18 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
     if not (Path(path) / checkpoint.FACTS_FILE).is_file():
         return _convert(Path(path), dtype)
     facts = checkpoint.read_facts(path)
-    nets = {name: _restore(Path(path), name, facts) for name in PARTS if name in facts}
+    file = Path(path) / checkpoint.FACTS_FILE
+    if "denoiser" not in facts:
+        raise checkpoint.ArtifactError(f"{file} names no denoiser; make the artifact again from its source.")
+    try:
+        targets = {name: _target(name, facts) for name in PARTS if name in facts}
+        _check(Pipeline(targets["denoiser"], facts))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise checkpoint.ArtifactError(
+            f"{file} does not describe a pipeline ({type(error).__name__}: {error}); "
+            "make the artifact again from its source."
+        ) from error
+    nets = {name: checkpoint.restore(path, name, target) for name, target in targets.items()}
     files = {
         name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS
     }
@@ -286,17 +317,32 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
     return pipeline if dtype is None else pipeline.astype(dtype)
 
 
+def _check(described: Pipeline) -> None:
+    """Raise, as Python does, if a fact that is read later is missing or impossible."""
+    facts = described.facts
+    described.sampler.table(described.steps)
+    _ = described.guidance, described.latent_shape()
+    if facts["denoiser"]["config"].get("micro_conditions"):
+        _ = facts["source"]["denoiser"]["format"]
+    if facts["conditions"]["kind"] == "label":
+        int(facts["conditions"]["classes"])
+    if "tokenizer" in facts:
+        name, length = facts["tokenizer"]["file"], facts["tokenizer"]["max_length"]
+        if name not in facts["files"] or type(length) is not int or length < 1:
+            raise ValueError(f"tokenizer {name!r} of {length!r} tokens is none of its files")
+
+
 def _recipe(facts: dict[str, Any]) -> Recipe | None:
     return Recipe.from_json(facts["recipe"]) if facts.get("recipe") else None
 
 
-def _restore(path: Path, name: str, facts: dict[str, Any]) -> Net:
-    """Build the Net abstractly from the facts, quantize it abstractly, and restore into it."""
+def _target(name: str, facts: dict[str, Any]) -> Net:
+    """The abstract Net of the facts, abstractly quantized, which an artifact is restored into."""
     target = abstract_net(facts, name).astype(jnp.dtype(facts["dtype"]))
     recipe = _recipe(facts) if name == "denoiser" else None
     if recipe is not None:
         target = quantize(target, recipe)
-    return checkpoint.restore(path, name, target)
+    return target
 
 
 def abstract_net(facts: dict[str, Any], name: str) -> Net:

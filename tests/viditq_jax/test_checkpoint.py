@@ -106,7 +106,13 @@ def test_another_format_version_is_refused(artifact: Path) -> None:
         read_facts(artifact)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "files": {"a": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", '{"format": 1}', '{"format": 1, "files": {"a": 3}}', "[" * 100_000),
+        '{"format": 1, "sha256": "", "files": {"a": {"bytes": 1e999, "sha256": ""}}}',
+    ],
+)
 def test_broken_facts_are_refused(artifact: Path, text: str) -> None:
     (artifact / "pipeline.json").write_text(text)
     with pytest.raises(ArtifactError, match="not valid"):
@@ -153,6 +159,51 @@ def test_a_failure_while_writing_leaves_the_old_artifact_and_no_debris(artifact:
         save(Artifact({"model": "new"}, {"denoiser": full_disk}), artifact, overwrite=True)
     assert read_facts(artifact)["model"] == "toy"
     assert [p.name for p in artifact.parent.iterdir()] == ["toy"]
+
+
+def test_what_appears_while_an_artifact_is_written_is_kept(net: Net, artifact: Path, tmp_path: Path) -> None:
+    """Another run may finish first; only `overwrite` replaces what it wrote."""
+
+    def slow() -> Net:
+        artifact.rename(tmp_path / "new")
+        return net
+
+    with pytest.raises(ArtifactError, match="could not be written"):
+        save(Artifact({"model": "late"}, {"denoiser": slow}), tmp_path / "new")
+    assert read_facts(tmp_path / "new")["model"] == "toy"
+
+
+def test_the_old_artifact_is_set_back_if_the_new_one_does_not_get_its_name(
+    net: Net, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ArtifactError, match="No space left"):
+        save(Artifact({"model": "new"}, {"denoiser": lambda: net}), artifact, overwrite=True)
+    assert read_facts(artifact)["model"] == "toy"
+    assert [p.name for p in artifact.parent.iterdir()] == ["toy"]
+
+
+def test_a_symbolic_link_hides_no_weights_from_the_check(artifact: Path, tmp_path: Path) -> None:
+    """A linked folder is not listed, so its content could be anything, under a listing with a right hash."""
+    (artifact / "denoiser").rename(tmp_path / "elsewhere")
+    (artifact / "denoiser").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="denoiser is a symbolic link"):
+        read_facts(artifact)
+
+
+def test_a_part_without_its_arrays_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "denoiser").mkdir()
+    (tmp_path / "denoiser/_METADATA").write_text("{}")
+    for name in ("denoiser", "decoder"):
+        with pytest.raises(ArtifactError, match=f"{name} is not a tree of arrays"):
+            restore(tmp_path, name, target())
 
 
 def test_debris_of_a_killed_run_does_not_disturb_the_next(net: Net, tmp_path: Path) -> None:

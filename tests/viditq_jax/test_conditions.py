@@ -135,6 +135,12 @@ def test_a_single_string_is_refused_as_a_list_of_captions(spiece):
         Tokenizer(spiece)("a cat", 8)
 
 
+@pytest.mark.parametrize("data", [b"", b"junk", b'{"a": 1}', b"{", b"{\xff"])
+def test_a_damaged_tokenizer_is_refused_as_such(data):
+    with pytest.raises(ValueError, match="neither a SentencePiece model nor a tokenizer"):
+        Tokenizer(data)(["an apple"], 8)
+
+
 def test_labels_outside_of_the_classes_are_refused_together():
     assert labels_to_array([3, 0], 10).tolist() == [3, 0]
     with pytest.raises(ValueError, match=r"labels \[-1, 10\] .* use 0 to 9"):

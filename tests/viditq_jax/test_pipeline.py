@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 from tests import tiny
 from viditq_jax import programs
-from viditq_jax.checkpoint import ArtifactError, weight_disk_bytes
+from viditq_jax.checkpoint import ArtifactError, _digest, weight_disk_bytes
 from viditq_jax.pipeline import Pipeline, load_pipeline
 from viditq_jax.quant.qweight import QWeight
 from viditq_jax.quant.recipe import load_recipe
@@ -134,6 +136,60 @@ def test_a_torn_artifact_and_a_missing_path_are_refused(tmp_path: Path) -> None:
         load_pipeline(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts.pop("denoiser"),
+        lambda facts: facts.pop("dtype"),
+        lambda facts: facts.pop("conditions"),
+        lambda facts: facts.update(denoiser="pixart"),
+        lambda facts: facts["denoiser"].update(model="../os"),
+        lambda facts: facts["denoiser"]["config"].update(depth="many"),
+        lambda facts: facts["guidance"].update(channel=3),
+        lambda facts: facts["sampler"].update(options={"grid": "integer", "eta": 1}),
+        lambda facts: facts["sampler"].update(steps="few"),
+        lambda facts: facts["tokenizer"].update(file="../../etc/passwd"),
+        lambda facts: facts["tokenizer"].update(max_length=0),
+    ],
+)
+def test_facts_that_describe_no_pipeline_are_refused_though_their_hash_is_right(
+    change: Callable[[dict], object], tmp_path: Path
+) -> None:
+    file = tiny.pipeline().save(tmp_path / "artifact") / "pipeline.json"
+    facts = json.loads(file.read_text())
+    del facts["sha256"]
+    change(facts)
+    file.write_text(json.dumps({**facts, "sha256": _digest(facts)}))
+    with pytest.raises(
+        ArtifactError, match=r"pipeline\.json (does not describe a pipeline|names no denoiser)"
+    ):
+        load_pipeline(tmp_path / "artifact")
+
+
+def test_a_negative_prompt_without_an_effect_is_refused() -> None:
+    pipeline = tiny.pipeline()
+    guidance = {"scale": 3.0, "null": "table", "mask": "prompt"}
+    table = dataclasses.replace(pipeline, facts={**pipeline.facts, "guidance": guidance})
+    with pytest.raises(ValueError, match="'dark' would have no effect: this model has learned"):
+        table(PROMPTS, negative="dark")
+    with pytest.raises(ValueError, match="'dark' would have no effect: a guidance scale of 1"):
+        pipeline(PROMPTS, negative="dark", guidance=1.0)
+
+
+def test_a_token_that_the_text_encoder_does_not_know_is_refused() -> None:
+    pipeline = tiny.pipeline()
+    part = pipeline.facts["text_encoder"]
+    smaller = {**part, "config": {**part["config"], "vocab_size": 3}}
+    with pytest.raises(ValueError, match="but the text encoder knows 3 tokens"):
+        dataclasses.replace(pipeline, facts={**pipeline.facts, "text_encoder": smaller}).encode_text(PROMPTS)
+
+
+def test_the_own_sampler_by_name_keeps_its_options() -> None:
+    """ "integer" and "continuous" are not the same sampler."""
+    pipeline = tiny.pipeline()
+    assert pipeline.with_sampler("dpm_solver").sampler == pipeline.sampler
+
+
 def test_pictures_of_another_size_than_the_training_size_can_be_made() -> None:
     assert tiny.pipeline()(PROMPTS[:1], size=(24, 12)).shape == (1, 24, 12, 3)
 
@@ -143,3 +199,13 @@ def test_a_pipeline_is_a_value() -> None:
     before = pipeline.denoiser.nbytes()
     pipeline.quantized(load_recipe("w8a8"))
     assert pipeline.denoiser.nbytes() == before
+
+
+@pytest.mark.parametrize("format", ["original", "original-split", "diffusers"])
+def test_size_conditions_are_those_of_the_code_that_the_checkpoint_is_from(format: str) -> None:
+    """The original code passes the label of the nearest bin, also with split query, key and value."""
+    pipeline = tiny.pipeline()
+    source = {"denoiser": {"format": format, "file": "tiny.pth"}}
+    told = dataclasses.replace(pipeline, facts={**pipeline.facts, "source": source})
+    aspect = float(told._micro_conditions(1, (768, 1344)).aspect[0])
+    assert aspect == pytest.approx(768 / 1344 if format == "diffusers" else 0.57)
