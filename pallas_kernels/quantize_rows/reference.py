@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TINY = np.float32(
-    1e-30
-)  # top / TINY and TINY / top are normal float32 numbers, so scales stay finite and accurate
+# top / TINY and TINY / top are normal float32 numbers, so scales stay finite and accurate.
+TINY = np.float32(1e-30)
 
 
 def run(

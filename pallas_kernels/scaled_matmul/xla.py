@@ -1,8 +1,7 @@
 """scaled_matmul through `lax.dot_general` on int8 codes; fits every device.
 
 Zero points are at most two rank-1 terms on the int32 sums, which XLA fuses with the scales. Integers may wrap
-on the
-way: two's complement brings the true value back, which fits.
+on the way: two's complement brings the true value back, which fits.
 """
 
 from typing import Any

@@ -70,16 +70,26 @@ def test_group_sums_are_exact_integers(implementation, case, x_zero, w_zero):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_equals_the_reference(implementation, case):
-    """A fused product and sum skips one rounding, 2**-24 of the sum so far, per group and for the bias."""
-    x, codes, scales, zeros = operands(*CASES[case], x_zero=True, w_zero=True)
+    """And both are exact but for the roundings of the contract, each 2**-24 of a partial sum.
+
+    A term meets at most groups + 4: conversion, group scale, the sums of the groups, row scale, bias.
+    """
+    m, k, n, groups = CASES[case]
+    x, codes, scales, zeros = operands(m, k, n, groups, x_zero=True, w_zero=True)
     bias = jnp.linspace(-1, 1, codes.shape[0])
     y, expected = (
         packed_matmul(x, pack(codes), *scales, **zeros, bias=bias, out_dtype=jnp.float32, implementation=name)
         for name in (implementation, "reference")
     )
-    _, k, _, groups = CASES[case]
-    largest = 255 * 15 * (k / groups) * 0.1 * 0.1  # of one term: code differences, group, scales
-    np.testing.assert_allclose(y, expected, rtol=0, atol=(2 * groups + 2) * groups * largest * 2.0**-24)
+    x_scale, w_scale = (np.asarray(scale, np.float64) for scale in scales)
+    x_zero, w_zero = (np.asarray(zeros[name], np.float64) for name in ("x_zero", "w_zero"))
+    a = (np.asarray(x, np.float64) - x_zero) * x_scale
+    b = np.repeat(w_scale, k // groups, 1) * (
+        np.asarray(codes, np.float64) - np.repeat(w_zero, k // groups, 1)
+    )
+    exact, terms = a @ b.T + np.asarray(bias), np.abs(a) @ np.abs(b).T + np.abs(np.asarray(bias))
+    for found in (y, expected):
+        assert np.all(np.abs(np.asarray(found, np.float64) - exact) <= (groups + 4) * 2.0**-24 * terms)
 
 
 def test_one_group_is_scaled_matmul_on_the_unpacked_codes(implementation):

@@ -49,19 +49,20 @@ def test_integer_sums_equal_exact_ones(implementation, case, x_zero, w_zero):
     np.testing.assert_array_equal(y, exact.astype(np.float32))  # int -> float32 rounds once on both sides
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_it_equals_the_reference_bit_for_bit(implementation, case):
+def test_it_equals_the_reference_bit_for_bit(implementation, case, dtype):
     args, zeros = operands(*CASES[case], x_zero=True, w_zero=True)
     y, expected = (
-        scaled_matmul(*args, **zeros, out_dtype=jnp.bfloat16, implementation=name)
+        scaled_matmul(*args, **zeros, out_dtype=dtype, implementation=name)
         for name in (implementation, "reference")
     )
-    assert y.dtype == jnp.bfloat16
+    assert y.dtype == dtype
     np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bias_is_added_before_the_one_rounding(implementation, case):
+def test_a_bias_is_added_in_float32(implementation, case):
     """Product and sum may be fused: their result differs by one rounding of the product, 2**-24 of it."""
     args, _ = operands(*CASES[case])
     bias = jnp.linspace(-50, 50, args[1].shape[0])
@@ -71,6 +72,16 @@ def test_a_bias_is_added_before_the_one_rounding(implementation, case):
         for name in (implementation, "reference")
     )
     assert np.all(np.abs(y - expected) <= 2.0**-24 * product + np.spacing(np.abs(expected)))
+
+
+def test_a_bias_is_added_before_the_one_rounding(implementation):
+    """A bias cancels 99% of the product; 2**-8 of what is left is far less than 2**-8 of the product."""
+    args, _ = operands(1, 1152, 64)
+    product = scaled_matmul(*args, out_dtype=jnp.float32)
+    bias = -product[0] * 0.99
+    y = scaled_matmul(*args, bias=bias, out_dtype=jnp.bfloat16, implementation=implementation)
+    left = np.asarray(product, np.float64) + np.asarray(bias, np.float64)
+    assert np.all(np.abs(y.astype(jnp.float32) - left) <= 2.0**-8 * np.abs(left) + 2.0**-23 * np.abs(product))
 
 
 def test_given_sums_give_what_computed_sums_give(implementation):
@@ -108,8 +119,8 @@ def test_rows_do_not_influence_each_other(implementation):
     np.testing.assert_array_equal(np.delete(y, 4, 0), np.delete(changed, 4, 0))
 
 
-def test_the_dot_stays_int8_in_the_compiled_program(implementation):
+def test_xla_is_given_a_dot_of_int8():
     """An int32 operand would cost several times the time."""
     args, _ = operands(8, 32, 16)
-    text = jax.jit(lambda *a: scaled_matmul(*a, implementation=implementation)).lower(*args).as_text()
+    text = jax.jit(lambda *a: scaled_matmul(*a, implementation="xla")).lower(*args).as_text()
     assert "tensor<8x32xi8>, tensor<16x32xi8>) -> tensor<8x16xi32>" in text
