@@ -137,6 +137,7 @@ def _plan(source: Source, part: str, overrides: Mapping[str, Any], name: str | N
         ValueError,
         ArithmeticError,
         LookupError,
+        TypeError,
     ) as error:  # also of a model that cannot have this config
         raise ConversionError(f"{source.file} ({family.TITLE}, {format} format): {error}") from error
     return planned

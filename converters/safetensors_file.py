@@ -4,6 +4,7 @@ The header is checked here in full before anything is read, so that a damaged or
 error.
 """
 
+import collections
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from converters.tensor import BFLOAT16, SourceError, Tensor
@@ -92,8 +94,8 @@ def _read_header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {name!r} stands twice")
     return found
 
 
@@ -145,12 +147,17 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Pat
         raise ValueError(
             f"safetensors files cannot hold {', '.join(wrong)}; known types: {', '.join(DTYPES)}."
         )
+    if path.is_dir() or not path.parent.is_dir():
+        why = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise ValueError(f"{path} {why}; name a file in a folder that exists.")
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         save_file(
             {name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, {"format": "pt"}
         )
         os.replace(partial, path)
+    except SafetensorError as error:  # how the package reports a full disk
+        raise OSError(f"{path} could not be written ({error}); free some space and run again.") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -68,7 +68,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror}); name a JSON file.") from error
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(found, dict):
         raise SourceError(
@@ -96,6 +98,12 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _open_file(path: Path, wrapper: str | None = None) -> Tensors:
+    plain = path.name.endswith(".json") or path.suffix == ".safetensors"
+    if plain and wrapper is not None:
+        raise SourceError(
+            f"{path} holds one set of weights, so there is no {wrapper!r} to choose; leave it out, or name a "
+            "training checkpoint of torch.save."
+        )
     if path.name.endswith(".json"):
         return _open_shards(path)
     if path.suffix == ".safetensors":
@@ -114,6 +122,11 @@ def _open_shards(index: Path) -> Tensors:
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise SourceError(f"{index} names {', '.join(outside)}: refused; shards lie beside their index.")
+    indices = [shard for shard in shards if shard.endswith(".json")]
+    if indices:
+        raise SourceError(
+            f"{index} names {', '.join(indices)} as a shard, which is no weights file. Download it again."
+        )
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise SourceError(
@@ -134,6 +147,8 @@ def _open_shards(index: Path) -> Tensors:
 def _unwrap(found: Any, path: Path, wrapper: str | None) -> Tensors:
     """The state dict inside a training checkpoint."""
     if isinstance(found, dict) and wrapper is not None:
+        if not isinstance(wrapper, str):
+            raise SourceError(f"weights={wrapper!r} is not the name of a set of weights, such as 'ema'.")
         if not isinstance(found.get(wrapper), dict):
             held = ", ".join(str(key) for key, value in found.items() if isinstance(value, dict)) or "none"
             raise SourceError(

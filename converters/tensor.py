@@ -23,7 +23,8 @@ class SourceError(ConversionError):
 class Tensor:
     """Where a tensor lies: element `index` is at byte `offset + itemsize * dot(index, strides)` of `file`.
 
-    strides: in elements, never negative; row-major where not given.
+    strides: in elements, never negative; row-major where not given. Those of axes of one element do not
+        count.
     The bytes are read, not mapped: a file that shrinks meanwhile is then an error and not a signal, and no
     page of it counts as memory of the process.
     """
@@ -62,5 +63,8 @@ class Tensor:
         values = data.view(self.dtype)
         if self.strides is None:
             return values.reshape(self.shape)
-        steps = tuple(stride * self.dtype.itemsize for stride in self.strides)
+        steps = tuple(
+            stride * self.dtype.itemsize if size > 1 else 0
+            for size, stride in zip(self.shape, self.strides, strict=True)
+        )
         return np.lib.stride_tricks.as_strided(values, self.shape, steps, writeable=False)

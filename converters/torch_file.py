@@ -7,6 +7,7 @@ is refused, by name, as soon as it asks for anything else. Tensors stay in the f
 import dataclasses
 import io
 import pickle
+import reprlib
 import struct
 import zipfile
 from collections import OrderedDict
@@ -69,7 +70,9 @@ def open_torch(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return _open_zip(path, archive)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, struct.error) as error:
+    except SourceError:
+        raise
+    except (zipfile.BadZipFile, RuntimeError, OSError, ValueError, struct.error) as error:
         raise SourceError(f"{path} is truncated or damaged ({error}). {_AGAIN}") from error
 
 
@@ -135,7 +138,8 @@ def _open_legacy(path: Path, file: io.BufferedIOBase) -> Any:
     main = file.tell()
     pickled(remember)
     keys = pickled(remember)
-    if not isinstance(keys, list) or set(keys) != storages.keys():
+    listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not listed or set(keys) != storages.keys():
         raise SourceError(f"{path} does not list the storages that its tensors use. {_AGAIN}")
     size = path.stat().st_size
     for key in keys:
@@ -214,13 +218,13 @@ class _Reader(pickle._Unpickler):  # the Python one: it can say where it stands,
             or count < 0
             or view not in ([], [None])
         ):
-            raise self._refuse(f"the stored object {pid!r}")
+            raise self._refuse(f"the stored object {reprlib.repr(pid)}")
         return self._locate(_Storage(str(key), STORAGES[dtype], count))
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise self._refuse(f"a tensor of shape {shape!r} and strides {strides!r}")
+            raise self._refuse(f"a tensor of shape {reprlib.repr(shape)} and strides {reprlib.repr(strides)}")
         tensor = Tensor(
             tuple(shape),
             storage.dtype,

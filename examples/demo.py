@@ -27,7 +27,21 @@ from viditq_jax.quant.size import weight_bytes
 from viditq_jax.report import write_report
 
 RECIPES = ("w8a8", "w4a8-group")
+WRITTEN = {"artifacts", "pictures", "metrics.json", "grid.png", "report.html"}  # in the run folder
 SEED, BATCH = 0, 8
+
+
+def clear(run: Path) -> None:
+    """Remove an earlier run. Raises ValueError, and removes nothing, if the folder holds anything else."""
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file; choose another --out.")
+    held = {entry.name for entry in run.iterdir()} if run.exists() else set()
+    if held - WRITTEN:
+        raise ValueError(
+            f"{run} holds {', '.join(sorted(held - WRITTEN)[:5])}, which no run of this demo wrote; "
+            "choose another --out."
+        )
+    shutil.rmtree(run, ignore_errors=True)
 
 
 def make_artifacts(run: Path) -> dict[str, Path]:
@@ -67,7 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=16, help="how many prompts (default: %(default)s)")
     options = parser.parse_args(arguments)
     run, prompts = options.out, packaged_prompts()[: options.count]
-    shutil.rmtree(run, ignore_errors=True)
+    if not 1 <= options.count <= len(packaged_prompts()):
+        parser.error(f"--count is 1 to {len(packaged_prompts())}, the number of packaged prompts.")
+    try:
+        clear(run)
+    except ValueError as error:
+        parser.error(str(error))
     paths = make_artifacts(run)
     variants: dict[str, dict[str, Any]] = {}
     for name, path in paths.items():

@@ -43,6 +43,24 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
         assert (tmp_path / "demo" / name).stat().st_size > 1000
 
 
+def test_the_demo_removes_nothing_that_it_did_not_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = load("demo.py")["main"]
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "thesis.tex").write_text("mine")
+    for arguments, words in (
+        (["--out", str(tmp_path)], "holds thesis.tex, which no run of this demo wrote"),
+        (["--out", str(tmp_path / "thesis.tex")], "is a file; choose another --out"),
+        (["--count", "0"], "--count is 1 to"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    assert {entry.name for entry in tmp_path.iterdir()} == {"artifacts", "thesis.tex"}
+
+
 def test_a_small_published_shape_goes_the_way_of_the_full_sizes(tmp_path: Path) -> None:
     stages = load("02_full_size.py")
     name = "dit-s-8-256"

@@ -111,6 +111,20 @@ def test_a_broken_header_is_one_line_that_says_what_is_wrong(tmp_path: Path, hea
     assert "\n" not in str(caught.value)
 
 
+def test_a_twice_named_tensor_is_found_at_once_among_many(tmp_path: Path) -> None:
+    names = ",".join(f'"{i}": 0' for i in range(100_000))
+    path = write(tmp_path / "x.safetensors", b"{" + names.encode() + b', "99999": 1}')
+    with pytest.raises(SourceError, match="'99999' stands twice"):
+        open_safetensors(path)
+
+
+def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.safetensors cannot be written: there is no folder .*nowhere"):
+        save_safetensors(tmp_path / "nowhere/x.safetensors", ARRAYS)
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        save_safetensors(tmp_path, ARRAYS)
+
+
 def test_a_header_longer_than_the_format_allows_is_refused_unread(tmp_path: Path) -> None:
     (path := tmp_path / "x.safetensors").write_bytes((2**62).to_bytes(8, "little") + bytes(100))
     with pytest.raises(SourceError, match="its header should be 4611686018427387904 bytes"):

@@ -59,6 +59,11 @@ def test_missing_shards_are_all_named(tmp_path: Path) -> None:
         ("{}", "has no weight_map"),
         ('{"weight_map": {"a.weight": "../secret.safetensors"}}', "refused; shards lie beside"),
         ('{"weight_map": {"a.weight": "/etc/passwd"}}', "refused; shards lie beside"),
+        ('{"weight_map": {"a.weight": ".."}}', r"lacks 1 of the 1 shards .*: \.\."),
+        (
+            '{"weight_map": {"a.weight": "model.safetensors.index.json"}}',
+            "as a shard, which is no weights file",
+        ),
         ('{"weight_map": {"c": "model-00001-of-00002.safetensors"}}', "1 tensors that are not there: c in"),
     ],
 )
@@ -111,6 +116,12 @@ def test_smoothed_weights_win_and_others_can_be_asked_for(tmp_path: Path) -> Non
     assert first(wrapper="state_dict_ema") == 4
     with pytest.raises(SourceError, match="has no weights 'ema'; it holds: state_dict, state_dict_ema"):
         first(wrapper="ema")
+
+
+def test_a_choice_of_weights_that_chooses_nothing_is_refused(tmp_path: Path) -> None:
+    for path in (sharded(tmp_path), next(tmp_path.glob("*.safetensors"))):
+        with pytest.raises(SourceError, match="so there is no 'ema' to choose"):
+            open_source(path, wrapper="ema")
 
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:

@@ -203,3 +203,24 @@ def test_another_file_is_refused_with_its_first_bytes(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(SourceError, match=r"a pickle, but not one of torch\.save"):
         open_torch(path)
+
+
+def test_an_encrypted_archive_and_a_crafted_list_of_storages_are_refused(tmp_path: Path) -> None:
+    content = bytearray(save(tmp_path / "x.pt", {"a": torch.ones(2)}).read_bytes())
+    at = -1
+    while (at := content.find(b"PK\1\2", at + 1)) >= 0:
+        content[at + 8] |= 1  # every entry of the directory says that it is encrypted
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(SourceError, match=r"damaged .*encrypted"):
+        open_torch(tmp_path / "x.pt")
+    parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [[1]])
+    (tmp_path / "y.pt").write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
+    with pytest.raises(SourceError, match="does not list the storages"):
+        open_torch(tmp_path / "y.pt")
+
+
+def test_strides_of_single_elements_do_not_count(tmp_path: Path) -> None:
+    huge = b"(\x8a\x08" + struct.pack("<q", 2**62) + b"t"
+    path = save(tmp_path / "x.pt", {"a": torch.ones(4)})
+    repack(path, {"data.pkl": b"\x80\2" + tensor(ints(1), huge) + b"."})
+    np.testing.assert_array_equal(open_torch(path).read(), np.ones(1, np.float32))
