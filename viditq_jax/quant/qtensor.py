@@ -39,9 +39,8 @@ class QTensor:
 
     def dequantize(self) -> Float[Array, "n k"]:
         """The numbers, in float32."""
-        codes = (
-            self.codes().astype(jnp.float32).reshape(*self.scale.shape, -1)
-        )  # last: those who share a scale
+        # the last axis: those who share a scale
+        codes = self.codes().astype(jnp.float32).reshape(*self.scale.shape, -1)
         zero = 0 if self.zero is None else self.zero[..., None]
         return ((codes - zero) * self.scale[..., None]).reshape(self.shape)
 

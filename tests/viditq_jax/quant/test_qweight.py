@@ -12,7 +12,7 @@ from viditq_jax.quant.qweight import quantized_weight
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats
 
-WEIGHTS = ["int8/channel", "int8/channel/asym", "int8/tensor/asym", "int6/channel", "int4/channel/asym", "int4/group32", "int4/group64/asym"]  # fmt: skip  # noqa: E501
+WEIGHTS = ["int8/channel", "int8/channel/asym", "int8/tensor/asym", "int6/channel", "int4/channel/asym", "int4/tensor/asym", "int4/group32", "int4/group64/asym"]  # fmt: skip  # noqa: E501
 INPUTS = ["int8/token", "int8/token/asym", "int6/token", "int8/tensor/static", "int8/tensor/asym/static"]
 K, N = 128, 24
 
@@ -103,6 +103,16 @@ def test_a_static_scale_is_one_step_and_not_the_largest_input():
     """It was once read as the largest input (D12)."""
     _, qweight, x = layer("int8/channel", "int8/tensor/static")
     np.testing.assert_allclose(qweight.act_scale, [[np.abs(x).max() / 127]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("act", ["int8/tensor/static", "int8/tensor/asym/static"])
+def test_inputs_that_calibration_saw_are_off_by_half_a_static_step_at_most(act):
+    """2**-14 of a step covers what 255 steps lose in the roundings of the scale."""
+    _, qweight, x = layer("int8/channel", act)
+    step = float(qweight.act_scale[0, 0])
+    spread = x.max() - x.min() if "asym" in act else 2 * np.abs(x).max()
+    np.testing.assert_allclose(step, spread / (255 if "asym" in act else 254), rtol=1e-6)
+    assert np.all(np.abs(dequantized_input(x, qweight) - x) <= (0.5 + 2.0**-14) * step)
 
 
 def test_static_inputs_need_statistics():
