@@ -2,7 +2,7 @@
 
     00000.png ...       one picture a condition, written under another name first
     manifest.jsonl      a line a finished picture: index, condition, file, sha256
-    generation.json     what all pictures share: seed, steps, guidance, size, model, recipe
+    generation.json     what all pictures share: seed, steps, guidance, size, model, recipe, device
 
 A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still
 there.
@@ -17,11 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
 from viditq_jax.checkpoint import versions
 from viditq_jax.pipeline import Pipeline
+
+_GUIDANCE_RULE = ("channels", "null", "mask", "order")  # what a scale alone does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Manifest:
             raise ValueError(
                 f"{folder} holds no generation.json; give a folder that `viditq generate` wrote."
             )
-        settings = json.loads((folder / "generation.json").read_text())
+        settings = _read_record(folder / "generation.json")
         return cls(folder, sorted(_listed(folder), key=lambda entry: entry["index"]), settings)
 
     def images(self) -> list[np.ndarray]:
@@ -78,6 +81,7 @@ def generate(
         "seed": seed,
         "steps": pipeline.steps if steps is None else steps,
         "guidance": pipeline.guidance.scale if guidance is None else guidance,
+        "guidance_rule": {name: pipeline.facts["guidance"].get(name) for name in _GUIDANCE_RULE},
         "size": list(size or pipeline.image_size),
         "negative": negative,
         "batch": batch,
@@ -86,6 +90,7 @@ def generate(
         "dtype": pipeline.facts["dtype"],
         "source": pipeline.facts.get("source"),
         "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
+        "device": jax.devices()[0].device_kind,
     }
     done = _prepare(out, settings, conditions, resume)
     todo = [i for i in range(len(conditions)) if i not in done]
@@ -114,14 +119,21 @@ def _starts(todo: list[int], batch: int) -> list[int]:
 
 def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool) -> set[int]:
     """Make or check the folder; the indices that are done already."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose a folder for the pictures.")
     out.mkdir(parents=True, exist_ok=True)
     record = out / "generation.json"
     if not record.is_file():
+        held = sorted(p.name for p in out.iterdir() if p.suffix == ".png" or p.name == "manifest.jsonl")
+        if held:
+            raise ValueError(
+                f"{out} holds {held[0]}, but no generation.json; choose another folder for new pictures."
+            )
         _atomic(record, json.dumps({**settings, "versions": versions()}, indent=1).encode() + b"\n")
         return set()
     if not resume:
         raise ValueError(f"{out} holds a generation already; choose another folder, or resume it.")
-    old = json.loads(record.read_text())
+    old = _read_record(record)
     differs = [key for key in settings if json.loads(json.dumps(settings[key])) != old.get(key)]
     if differs:
         raise ValueError(
@@ -149,7 +161,32 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     file = folder / "manifest.jsonl"
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+    return [
+        _entry(line, f"{file} line {i}")
+        for i, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1)
+    ]
+
+
+def _entry(line: str, where: str) -> dict[str, Any]:
+    """A line of a manifest. Raises ValueError if it is none, or leads out of its folder."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        entry["condition"], name = entry["condition"], Path(entry["file"]).name
+        if type(entry["index"]) is int and name == entry["file"]:
+            return entry
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{where} is damaged: {line[:80]!r}; delete the folder and generate it again.")
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete the folder and generate it again.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} holds no settings; delete the folder and generate it again.")
+    return record
 
 
 def _drop_torn_line(manifest: Path) -> None:
@@ -173,5 +210,10 @@ def _write(out: Path, index: int, condition: str | int, picture: np.ndarray) -> 
 
 def _atomic(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:  # that of a full disk does not say which file
+        partial.unlink(missing_ok=True)
+        text = f"{error.strerror}; free some space or check the permissions, and run again to go on"
+        raise OSError(error.errno, text, str(path)) from error

@@ -73,6 +73,50 @@ def test_an_altered_picture_is_reported_and_not_replaced(whole: Path, tmp_path: 
     assert (tmp_path / "00001.png").read_bytes() == b"mine"
 
 
+def test_pictures_of_another_device_or_rule_of_guidance_are_not_mixed(whole: Path, tmp_path: Path) -> None:
+    """Another device rounds differently, so half of each is a run that nobody can repeat."""
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    record = json.loads((tmp_path / "generation.json").read_text())
+    changed = {**record, "device": "an abacus", "guidance_rule": {**record["guidance_rule"], "channels": 3}}
+    (tmp_path / "generation.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="made with another guidance_rule, device"):
+        generate(tiny.pipeline(), PROMPTS, tmp_path, seed=7, batch=2)
+
+
+def test_a_folder_with_other_pictures_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "00000.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"holds 00000\.png, but no generation\.json"):
+        generate(tiny.pipeline(), PROMPTS, tmp_path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("00000.png", b"mine")]
+    with pytest.raises(ValueError, match="is a file; choose a folder"):
+        generate(tiny.pipeline(), PROMPTS, tmp_path / "00000.png")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"index": 0, "condition": "x", "file": "../x.png"}'])
+def test_damaged_records_are_refused_by_name_and_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "generation.json").write_text("{}")
+    (tmp_path / "manifest.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"manifest\.jsonl line 1 is damaged"):
+        Manifest.read(tmp_path)
+    for text in ("{", "[]"):
+        (tmp_path / "generation.json").write_text(text)
+        with pytest.raises(ValueError, match=r"generation\.json (is damaged|holds no settings)"):
+            Manifest.read(tmp_path)
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device; free some space .*generation\.json"):
+        generate(tiny.pipeline(), PROMPTS, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_are_recorded(whole: Path) -> None:
     settings = json.loads((whole / "generation.json").read_text())
     assert settings["seed"] == 7

@@ -35,6 +35,15 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(
             f"{folder} has no metrics.json; give a run folder, such as the one that `make demo` writes."
         )
+    try:
+        return _read(folder)
+    except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); make the run again."
+        ) from error
+
+
+def _read(folder: Path) -> Run:
     records = json.loads((folder / "metrics.json").read_text())
     pictures: dict[str, list[np.ndarray]] = {}
     conditions: list[str] = []
@@ -47,6 +56,9 @@ def read_run(folder: str | Path) -> Run:
         pictures[variant] = [
             np.asarray(Image.open(manifest.parent / entry["file"]).convert("RGB")) for entry in entries
         ]
+    counts = {variant: len(each) for variant, each in pictures.items()}
+    if not conditions or set(counts.values()) != {len(conditions)}:
+        raise ValueError(f"{folder}: variants need the same pictures, found {counts or 'no variant'}.")
     return Run(records, conditions, pictures)
 
 
@@ -91,7 +103,10 @@ def html(run: Run) -> str:
         }
         for i, text in enumerate(run.conditions)
     ]
-    return environment.get_template("report.html").render(records=run.records, rows=rows)
+    try:
+        return environment.get_template("report.html").render(records=run.records, rows=rows)
+    except jinja2.UndefinedError as error:
+        raise ValueError(f"metrics.json lacks what the page shows: {error}; make the run again.") from error
 
 
 def write_report(folder: str | Path) -> tuple[Path, Path]:

@@ -94,3 +94,22 @@ def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     (run / "w8a8/manifest.jsonl").unlink()
     with pytest.raises(ValueError, match="variant 'w8a8'"):
         write_report(run)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"variants": {}}', '{"variants": {"float": {}}}'])
+def test_broken_records_are_refused(run: Path, text: str) -> None:
+    (run / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is damaged|need the same pictures"):
+        write_report(run)
+
+
+def test_a_record_or_a_picture_that_is_missing_is_named(run: Path) -> None:
+    records = json.loads((run / "metrics.json").read_text())
+    del records["device"]
+    (run / "metrics.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match=r"lacks what the page shows: .*device"):
+        write_report(run)
+    lines = (run / "w8a8/manifest.jsonl").read_text().splitlines(keepends=True)
+    (run / "w8a8/manifest.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(ValueError, match="need the same pictures, found"):
+        write_report(run)
