@@ -15,6 +15,8 @@ from converters.tensor import ConversionError
 
 Shapes = Mapping[str, tuple[int, ...]]
 C = TypeVar("C")
+# Told by a file or a person; a model with zero or less of these would be built, and make no picture.
+_POSITIVE = ("heads", "input_size", "text_length", "pe_interpolation", "scaling_factor")
 
 
 def resolve(
@@ -52,6 +54,8 @@ def resolve(
             given[field] = _as_field(value, declared)
             if declared in (bool, int, float) and type(given[field]) is not declared:
                 faults.append(f"{key}={value!r} should be of type {getattr(declared, '__name__', declared)}")
+            elif field in _POSITIVE and not 0 < given[field] < math.inf:
+                faults.append(f"{key}={value!r} should be greater than zero")
         elif not (field in fields or key in supported or _is_from_library(config)):
             near = difflib.get_close_matches(key, [*fields, *renamed], n=3) or sorted(fields)
             faults.append(f"the config has an unknown key {key!r}; nearest: {', '.join(near)}")

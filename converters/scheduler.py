@@ -126,6 +126,10 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(kind.fixed)
     for key, (ours, default) in kind.options.items():
         value = options[ours] = config.get(key, default)
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if type(value) not in kinds:
+            faults.append(f"{key}={value!r} (supported: {' or '.join(kind.__name__ for kind in kinds)})")
+            continue
         if ours in _ALLOWED and value not in (allowed := _ALLOWED[ours]):
             faults.append(f"{key}={value!r} (supported: {', '.join(map(repr, allowed))})")
     known = kind.options.keys() | kind.only.keys() | set(kind.inert)

@@ -249,6 +249,22 @@ def test_the_config_beside_the_weights_wins_over_the_class_of_the_pipeline(
     assert convert(folder).facts["denoiser"]["config"]["text_length"] == 24
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"heads": -2}, {"heads": 0}, {"input_size": -8}, {"pe_interpolation": float("nan")}, {"heads": [2]}],
+    ids=str,
+)
+def test_an_impossible_number_in_a_config_is_refused(parts: Path, told: dict[str, Any]) -> None:
+    with pytest.raises(ConversionError, match=r"should be (greater than zero|of type int)"):
+        convert(parts / "pixart.safetensors", config={**PIXART_TOLD, **told})
+
+
+def test_a_size_that_is_no_number_is_refused(parts: Path) -> None:
+    told = {"_class_name": "PixArtTransformer2DModel", "sample_size": "8", "num_attention_heads": 2}
+    with pytest.raises(ConversionError, match=r"pixart\.safetensors \(PixArt, original format\): .*'str'"):
+        convert(parts / "pixart.safetensors", config=told)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"nothing\.pt does not exist"):
         convert(tmp_path / "nothing.pt")

@@ -88,6 +88,12 @@ def test_what_a_file_leaves_out_has_the_default_of_diffusers() -> None:
             "algorithm_type='sde-dpmsolver",
         ),
         (DPMSolverMultistepScheduler(), {"use_karras_sigmas": True}, "use_karras_sigmas=True"),
+        (
+            DDIMScheduler(clip_sample=False),
+            {"beta_start": "0.1"},
+            r"beta_start='0\.1' \(supported: int or float",
+        ),
+        (DDIMScheduler(clip_sample=False), {"steps_offset": "1"}, r"steps_offset='1' \(supported: int\)"),
         (DPMSolverMultistepScheduler(), {"brand_new": 3}, r"brand_new=3 \(unknown to us\)"),
         (FlowMatchEulerDiscreteScheduler(), {"use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 
 from viditq_jax import plugins
 
-_EXPECTED = (ValueError, LookupError, OSError, RuntimeError)
+_EXPECTED = (ValueError, LookupError, OSError, RuntimeError, ImportError, ArithmeticError, MemoryError)
 
 
 def _summary(verb: str) -> str:
@@ -56,8 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("VIDITQ_TRACEBACK"):
             raise
         text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
-        print(f"viditq {arguments[0]}: {' '.join(text.split())}", file=sys.stderr)
+        text = " ".join(text.split()) or type(error).__name__
+        print(f"viditq {arguments[0]}: {text}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            f"viditq {arguments[0]}: interrupted; `viditq generate` goes on when it is run again with the "
+            "same flags.",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

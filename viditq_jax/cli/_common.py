@@ -75,7 +75,16 @@ def conditions(
         return list(labels) or [0]
     if labels:
         raise ValueError("this model takes prompts; use --prompt instead of --label.")
-    given = [*prompt, *(read_prompts(file.read_text()) if file else [])]
+    given = list(prompt)
+    if file:
+        try:
+            given += (lines := read_prompts(file.read_text(encoding="utf-8")))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is not a text file ({error.reason}); give one prompt a line."
+            ) from error
+        if not lines:
+            raise ValueError(f"{file} holds no prompt; give one a line, or leave the flag out.")
     return list(given or packaged_prompts())
 
 

@@ -39,8 +39,12 @@ def run(options: Options) -> Any:
     """Describe, and export if asked."""
     packaged = resources.files("viditq_jax.assets") / "recipes" / f"{options.what}.json"
     if packaged.is_file() or options.what.endswith(".json"):
+        if options.export or options.layers:
+            raise ValueError(f"{options.what} is a recipe; --layers and --export need a model.")
         recipe = load_recipe(options.what)
         return recipe.to_json() if options.json else _recipe_text(options.what, recipe)
+    if options.export and options.export.exists():
+        raise ValueError(f"{options.export} exists already; choose another --export.")
     with working("loading"):
         pipeline = load_pipeline(options.what)
     if options.export:

@@ -16,6 +16,7 @@ from converters import export, save_safetensors
 from tests import tiny
 from viditq_jax import plugins
 from viditq_jax.cli import main
+from viditq_jax.cli._common import conditions
 from viditq_jax.cli.generate import Options as GenerateOptions
 from viditq_jax.cli.generate import default_folder
 from viditq_jax.pipeline import load_pipeline
@@ -201,6 +202,22 @@ def test_what_exists_is_not_overwritten_without_a_word(
         ["quantize", str(tmp_path / "w8a8"), "--out", str(tmp_path / "twice")], "quantized already", capsys
     )
     assert load_pipeline(tmp_path / "w8a8").recipe is not None
+
+
+def test_flags_that_would_do_nothing_or_harm_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"empty\.txt holds no prompt"):
+        conditions((), tmp_path / "empty.txt", (), "prompt")
+    with pytest.raises(ValueError, match=r"picture\.png is not a text file"):
+        conditions((), tmp_path / "picture.png", (), "prompt")
+    refused(
+        ["inspect", "w8a8", "--export", str(tmp_path / "x")], "is a recipe; --layers and --export", capsys
+    )
+    refused(["inspect", "--export", str(tmp_path / "picture.png")], "exists already", capsys)
+    assert (tmp_path / "picture.png").read_bytes() == b"\x89PNG"
 
 
 def test_recipes_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
