@@ -61,7 +61,8 @@ def calibrate(
     conditions: the prompts or classes to run, guided as in use. batch: samples a compiled call; a last batch
     that is smaller compiles once more. steps: the sampler's default where not given. advance: called with the
     number of samples just done, for a progress bar.
-    Raises ValueError if the pipeline is quantized, or if a rule of the recipe matches no layer.
+    Raises ValueError if the pipeline is quantized, if a rule of the recipe matches no layer, and if an input
+    was not finite.
     """
     if pipeline.recipe is not None:
         raise ValueError(
@@ -85,7 +86,14 @@ def calibrate(
         stats = merge_stats(stats, seen)
         if advance:
             advance(len(part))
-    return {path: layer for path, layer in stats.items() if int(layer.count)}
+    stats = {path: layer for path, layer in stats.items() if int(layer.count)}
+    if bad := [path for path, layer in stats.items() if not jnp.isfinite(layer.absmax).all()]:
+        raise ValueError(
+            f"{len(bad)} layers saw inputs that are not finite: {', '.join(bad[:5])}"
+            f"{' ...' if len(bad) > 5 else ''}. Scales cannot come from"
+            f" them; check the checkpoint, or load it in bfloat16 or float32."
+        )
+    return stats
 
 
 @partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
