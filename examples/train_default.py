@@ -1,6 +1,6 @@
 """Make the packaged default model again, in one command: auto-encoder, text encoder and denoiser of emoji.
 
-    python examples/train_default.py --out runs/default                # about 80 minutes on two CPU cores
+    python examples/train_default.py --out runs/default                # about 90 minutes on two CPU cores
     python examples/train_default.py --out runs/default --batch 512    # a GPU; more --minutes help further
 
 Every stage keeps its result under --out, and training goes on from its last checkpoint: after an
@@ -36,8 +36,8 @@ def options() -> argparse.Namespace:
         "--data", type=Path, help="folder with noto/ and fluent/; fetched with npm where not given"
     )
     parser.add_argument("--assets", type=Path, help="where the package goes; OUT/package where not given")
-    parser.add_argument("--minutes", type=float, default=60.0, help="training of the denoiser")
-    parser.add_argument("--batch", type=int, default=96, help="pictures in a step of the denoiser")
+    parser.add_argument("--minutes", type=float, default=64.0, help="training of the denoiser")
+    parser.add_argument("--batch", type=int, default=64, help="pictures in a step of the denoiser")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate of the denoiser")
     parser.add_argument("--autoencoder-minutes", type=float, default=17.0)
     parser.add_argument("--autoencoder-batch", type=int, default=8)
@@ -47,6 +47,8 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--early", action="store_true", help="package the averages of the last checkpoint and stop"
     )
+    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="for the card: where it ran")
+    parser.add_argument("--note", default="", help="for the card: what else to know of this run")
     return parser.parse_args()
 
 
@@ -101,11 +103,18 @@ def main() -> None:
         )
         models = denoiser.Models.fresh(tokenizer.size).filled(arrays)
     held_out = len(np.unique(rows.icon[rows.held_out]))
-    counts = {"icons": len(icons), "held_out": held_out, "colours": len(data.COLOURS)}
+    counts = {
+        "icons": len(icons),
+        "shown": len(np.unique(rows.icon)) - held_out,
+        "favourites": len(data.FAVOURITES),
+        "held_out": held_out,
+        "colours": len(data.COLOURS),
+    }
     batches = {"autoencoder": opts.autoencoder_batch, "denoiser": opts.batch}
     package.write(
-        opts.assets or out / "package", models, vae, vae_config, tokenizer, out, prompts, counts, batches
-    )
+        opts.assets or out / "package", models, vae, vae_config, tokenizer, out, prompts, counts, batches,
+        opts.machine, opts.note,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from default_model import denoiser
-from default_model.data import PACKAGES
+from default_model.data import FAVOURITE_WEIGHT, PACKAGES
 
 _CARD = """\
 # Default model: emoji from text, 64x64
@@ -33,8 +33,9 @@ Recommended: {steps} steps, guidance {guidance:g}. With diffusers:
 
 It can: draw the common food, animals, smileys and objects that it was shown most, in two styles, on white or
 on a named colour. It cannot: count, compose several subjects, draw people, write, or follow a sentence;
-subjects that were shown rarely come out blurred or wrong. It was trained on pictures of single icons and
-knows nothing else.
+subjects that were shown rarely come out blurred or wrong, and the colours of subject and background may be
+swapped ("blue heart on a yellow background"). It was trained on pictures of single icons and knows nothing
+else.
 
 ## Data
 
@@ -42,12 +43,14 @@ knows nothing else.
 
 {icons} icons, drawn at 128x128 and averaged down to 64x64, with small shifts and scales and on {colours}
 colours. Captions are made from the names of the icons. People in one skin tone are left out of everything;
-people, signs and flags train the auto-encoder alone. {held_out} (subject, style) pairs are held out.
+people, signs and flags train the auto-encoder alone. The denoiser is shown {shown} icons, {favourites}
+favourite subjects {favourite_weight:g} times as often; {held_out} (subject, style) pairs are held out
+from it, while the other style of the same subject is shown.
 
 ## Training
 
-On 2 CPU cores without an accelerator, which other work shared; both optimizers are Muon with AdamW for what
-is no matrix (optax {optax}), the averaged weights are kept.
+On {machine}. Both optimizers are Muon with AdamW for what is no matrix (optax {optax}); the averaged weights
+are kept.{note}
 
 | | auto-encoder | denoiser and text encoder |
 |---|---|---|
@@ -64,8 +67,8 @@ signal-to-noise ratio is spread as in the cosine schedule. 10 % of the captions 
 scaled by {scaling}.
 
 Made by `examples/train_default.py`: the same command makes it again (jax {jax}, flax {flax}, resvg_py
-{resvg-py}, sentencepiece {sentencepiece}). The budget is time, so another machine gives other, with a GPU
-better, weights.
+{resvg-py}, sentencepiece {sentencepiece}). The budget is time, so another machine or
+another load gives other weights.
 
 ## Licenses and notices
 
@@ -121,8 +124,13 @@ def write_card(
     params: dict[str, int],
     counts: dict[str, int],
     batches: dict[str, int],
+    machine: str,
+    note: str,
 ) -> None:
-    """Write CARD.md from the logs of the run. counts: icons, held_out, colours. batches: of each log."""
+    """Write CARD.md from the logs of the run. counts: icons, shown, favourites, held_out, colours.
+
+    batches: pictures in a step, by the name of the log. machine, note: in words.
+    """
     vae, vae_watched = read_log(run / "autoencoder")
     last, watched = read_log(run / "denoiser")
     total = sum(params.values())
@@ -161,6 +169,9 @@ def write_card(
             f"{w['step']}: {w['watch']['held_out']:.3f} / {w['watch']['seen']:.3f}" for w in watched
         ),
         scaling=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"],
+        favourite_weight=FAVOURITE_WEIGHT,
+        machine=machine,
+        note=f" {note}" if note else "",
         mit=_MIT,
     )
     (folder / "CARD.md").write_text(card)

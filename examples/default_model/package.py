@@ -19,7 +19,7 @@ from viditq_jax.net import Net
 MORE_PROMPTS = (
     "red apple, noto style", "red apple, fluent style", "dog face, noto style", "dog face, fluent style",
     "blue heart on a yellow background", "pizza on a green background", "panda on a pink background",
-    "lemon on a black background", "banana", "carrot", "octopus", "crying face", "christmas tree", "airplane",
+    "lemon on a black background", "banana", "carrot", "tulip", "crying face", "christmas tree", "grapes",
     "birthday cake", "smiling face with sunglasses",
 )  # fmt: skip
 
@@ -27,10 +27,11 @@ MORE_PROMPTS = (
 def write(
     folder: Path, models: recipe.Models, vae: Net, vae_config: autoencoder_kl.Config, tokenizer: Tokenizer,
     run: Path, prompts: list[str], counts: dict[str, int], batches: dict[str, int],
+    machine: str, note: str = "",
 ) -> None:  # fmt: skip
     """Write the three models in bfloat16, their configs, the tokenizer, the scheduler, samples and the card.
 
-    run: the folder of the training, for its tokenizer and logs. counts, batches: for the card.
+    run: the folder of the training, for its tokenizer and logs. counts, batches, machine, note: for the card.
     """
     text_config = dataclasses.replace(recipe.TEXT_CONFIG, vocab_size=tokenizer.size)
     parts = {
@@ -62,7 +63,7 @@ def write(
     images = recipe.draw(rounded, stored["vae"].astype(jnp.float32), tokenizer, asked)
     sheet(images, folder / "samples.png", columns=8)
     params = {name: net.nbytes() // 2 for name, net in stored.items()}
-    write_card(folder, run, asked, params, counts, batches)
+    write_card(folder, run, asked, params, counts, batches, machine, note)
 
 
 MODEL_INDEX = {
