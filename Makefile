@@ -32,4 +32,4 @@ format: .venv/.installed-dev
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv build dist runs *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -81,7 +81,9 @@ def calibrate(
             keys,
             sampler=pipeline.sampler,
             steps=pipeline.steps if steps is None else steps,
-            guidance=pipeline.guidance if pipeline.guidance.scale != 1 else None,
+            guidance=dataclasses.replace(pipeline.guidance, scale=0.0)
+            if pipeline.guidance.scale != 1
+            else None,
         )
         stats = merge_stats(stats, seen)
         if advance:

@@ -208,6 +208,17 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return facts
 
 
+def fingerprint(nets: Mapping[str, Net]) -> str:
+    """A sha256 of every array of the Nets, with its name and type: equal weights give equal fingerprints."""
+    digest = hashlib.sha256()
+    for name, net in sorted(nets.items()):
+        for path, leaf in sorted(_flat(net).items()):
+            array = np.ascontiguousarray(np.asarray(leaf))
+            digest.update(f"{name}/{path} {array.dtype} {array.shape}".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def weight_disk_bytes(path: str | Path, name: str, layers: Iterable[str]) -> int:
     """Bytes on disk of the weights of some layers of the Net `name`: codes, scales and all headers."""
     folders = [Path(path) / name / layer / "weight" for layer in layers]

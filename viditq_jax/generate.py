@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from viditq_jax.checkpoint import versions
+from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.pipeline import Pipeline
 
 _GUIDANCE_RULE = ("channels", "null", "mask", "order")  # what a scale alone does not say
@@ -90,6 +90,7 @@ def generate(
         "dtype": pipeline.facts["dtype"],
         "source": pipeline.facts.get("source"),
         "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
+        "weights": fingerprint(pipeline.nets()),
         "device": jax.devices()[0].device_kind,
     }
     done = _prepare(out, settings, conditions, resume)

@@ -96,9 +96,15 @@ class Pipeline:
         )
 
     def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b i j 3"]:
-        """Latents to pictures."""
+        """Latents to pictures. Raises ValueError for latents that are not finite, which would be black."""
         if self.decoder is None:
             raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
+        finite = np.isfinite(np.asarray(latents)).reshape(len(latents), -1).all(1)
+        if not finite.all():
+            raise ValueError(
+                f"samples {np.flatnonzero(~finite).tolist()} of {len(finite)} are not finite; "
+                f"lower the guidance, or check the weights and the recipe."
+            )
         return np.asarray(programs.decode(self.decoder, latents))
 
     def encode(

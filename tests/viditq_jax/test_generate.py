@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -129,3 +130,11 @@ def test_an_impossible_batch_and_a_folder_without_pictures_are_refused(tmp_path:
         generate(tiny.pipeline(), PROMPTS, tmp_path, batch=0)
     with pytest.raises(ValueError, match=r"holds no generation\.json"):
         Manifest.read(tmp_path)
+
+
+def test_pictures_of_other_weights_are_kept_apart(whole: Path) -> None:
+    """Equal facts do not mean equal weights: EMA and plain weights may come from files of one name."""
+    pipeline = tiny.pipeline()
+    changed = pipeline.denoiser.map_weights(lambda path, weight: weight.at[0, 0].add(1e-3))
+    with pytest.raises(ValueError, match="made with another weights"):
+        generate(dataclasses.replace(pipeline, denoiser=changed), PROMPTS, whole, seed=7, batch=2)

@@ -209,3 +209,9 @@ def test_size_conditions_are_those_of_the_code_that_the_checkpoint_is_from(forma
     told = dataclasses.replace(pipeline, facts={**pipeline.facts, "source": source})
     aspect = float(told._micro_conditions(1, (768, 1344)).aspect[0])
     assert aspect == pytest.approx(768 / 1344 if format == "diffusers" else 0.57)
+
+
+def test_latents_that_are_not_finite_are_refused_and_not_drawn_black() -> None:
+    latents = jnp.zeros((3, 8, 8, 4)).at[1, 0, 0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"samples \[1\] of 3 are not finite"):
+        tiny.pipeline().decode(latents)

@@ -6,6 +6,7 @@ Progress goes to standard error. Errors of the library are one line, without a t
 """
 
 import json
+import math
 import os
 import sys
 from typing import Any
@@ -72,4 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _print(result: Any) -> None:
     if result is None:
         return
-    print(result if isinstance(result, str) else json.dumps(result, indent=1))
+    print(result if isinstance(result, str) else json.dumps(_plain(result), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: the PSNR of equal pictures becomes the text "inf"."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

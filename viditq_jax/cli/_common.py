@@ -97,8 +97,21 @@ def quantized(pipeline: Pipeline, name: str, *, prompts: Path | None = None, see
     recipe = load_recipe(name)
     stats = None
     if recipe.needs_stats:
-        samples = conditions((), prompts, (), pipeline.facts["conditions"]["kind"])
+        samples = _calibration_samples(pipeline, prompts)
         with bar("calibrating", len(samples)) as advance:
             stats = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)
     with working(f"quantizing to {name}"):
         return pipeline.quantized(recipe, stats)
+
+
+def _calibration_samples(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:
+    """The prompts given or packaged; for a class-conditional model 16 classes, evenly spread."""
+    facts = pipeline.facts["conditions"]
+    if facts["kind"] == "prompt":
+        return conditions((), prompts, (), "prompt")
+    if prompts:
+        raise ValueError(
+            "this model takes class indices, so there are no prompts to calibrate with; leave them out."
+        )
+    classes = int(facts["classes"])
+    return [*range(0, classes, max(1, classes // 16))][:16]

@@ -38,7 +38,7 @@ class Options:
 def run(options: Options) -> Any:
     """Describe, and export if asked."""
     packaged = resources.files("viditq_jax.assets") / "recipes" / f"{options.what}.json"
-    if packaged.is_file() or options.what.endswith(".json"):
+    if packaged.is_file() or (options.what.endswith(".json") and not options.what.endswith(".index.json")):
         if options.export or options.layers:
             raise ValueError(f"{options.what} is a recipe; --layers and --export need a model.")
         recipe = load_recipe(options.what)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from viditq_jax import plugins
 from viditq_jax.net import Net
@@ -28,6 +29,11 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
         )
     if any(isinstance(weights[path], jax.ShapeDtypeStruct) for path in rules):
         return jax.eval_shape(partial(_convert, rules=rules), net, abstract_stats(net))
+    named = [path for path, rule in rules.items() if rule.weight]
+    if broken := [path for path in named if not bool(jnp.isfinite(weights[path]).all())]:
+        raise RecipeError(
+            f"the weights of {', '.join(broken)} are not finite; check the checkpoint they are from."
+        )
     missing = [path for path, rule in rules.items() if rule.needs_stats and path not in (stats or {})]
     if missing:
         listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")

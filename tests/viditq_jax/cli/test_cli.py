@@ -14,7 +14,7 @@ from PIL import Image
 
 from converters import export, save_safetensors
 from tests import tiny
-from viditq_jax import plugins
+from viditq_jax import cli, plugins
 from viditq_jax.cli import main
 from viditq_jax.cli._common import conditions
 from viditq_jax.cli.generate import Options as GenerateOptions
@@ -244,3 +244,8 @@ def test_pictures_of_other_flags_go_to_another_folder_by_default() -> None:
     assert folders[4].name.startswith("pizza-w8a8-")
     assert len(set(folders)) == len(folders)
     assert default_folder(GenerateOptions(prompt=("red apple",), json=True)) == folders[2]
+
+
+def test_equal_pictures_give_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print({"psnr_db": float("inf"), "ssim": 1.0})
+    assert json.loads(capsys.readouterr().out) == {"psnr_db": "inf", "ssim": 1.0}

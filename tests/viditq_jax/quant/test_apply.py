@@ -179,3 +179,10 @@ def test_asymmetric_inputs_have_an_outline_too():
 def test_weight_bytes_count_everything_a_layer_holds():
     sizes = weight_bytes(quantize(toy(), recipe("int4/group32/asym", "int8/token")))
     assert sizes["fc2"].stored == 16 * 64 // 2 + 16 * 2 * (4 + 1)  # codes; a scale and a zero point a group
+
+
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+    net, path = toy(), "fc2"
+    broken = net.map_weights(lambda name, weight: weight.at[0, 0].set(jnp.nan) if name == path else weight)
+    with pytest.raises(RecipeError, match="weights of fc2 are not finite"):
+        quantize(broken, recipe("int8/channel", "int8/token"))
