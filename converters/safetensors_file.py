@@ -155,6 +155,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Pat
         save_file(
             {name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, {"format": "pt"}
         )
+        partial.chmod(0o644)  # the package makes files that only their owner can read
         os.replace(partial, path)
     except SafetensorError as error:  # how the package reports a full disk
         raise OSError(f"{path} could not be written ({error}); free some space and run again.") from error

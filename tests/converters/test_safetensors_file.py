@@ -137,3 +137,8 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error(tmp_path: Path) -> 
     os.truncate(path, path.stat().st_size - 4)
     with pytest.raises(SourceError, match="ends 4 bytes before the end of a tensor"):
         tensor.read()
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    path = save_safetensors(tmp_path / "a.safetensors", {"w": np.zeros(3, np.float32)})
+    assert path.stat().st_mode & 0o777 == 0o644
