@@ -49,8 +49,15 @@ class Manifest:
         return cls(folder, sorted(_listed(folder), key=lambda entry: entry["index"]), settings)
 
     def images(self) -> list[np.ndarray]:
-        """All pictures, uint8 [h, w, 3]."""
-        return [np.asarray(Image.open(self.folder / entry["file"]).convert("RGB")) for entry in self.entries]
+        """All pictures, uint8 [h, w, 3]. Raises ValueError for one that is missing or altered."""
+        return [self._image(entry) for entry in self.entries]
+
+    def _image(self, entry: dict[str, Any]) -> np.ndarray:
+        file = self.folder / entry["file"]
+        content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{file} is missing or altered since it was generated; generate it again.")
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def generate(

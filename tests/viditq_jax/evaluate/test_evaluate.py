@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -21,8 +22,10 @@ def folder(path: Path, pictures: list[np.ndarray], conditions: list[str], seed: 
     (path / "generation.json").write_text(json.dumps({"seed": seed}))
     lines = []
     for i, (picture, condition) in enumerate(zip(pictures, conditions, strict=True)):
-        Image.fromarray(picture).save(path / f"{i:05d}.png")
-        lines.append(json.dumps({"index": i, "condition": condition, "file": f"{i:05d}.png", "sha256": ""}))
+        file = path / f"{i:05d}.png"
+        Image.fromarray(picture).save(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines.append(json.dumps({"index": i, "condition": condition, "file": file.name, "sha256": digest}))
     (path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     return path
 
@@ -82,3 +85,10 @@ def test_other_prompts_seeds_sizes_or_names_are_refused(tmp_path: Path) -> None:
         evaluate(ours)
     with pytest.raises(ValueError, match=r"generation\.json"):
         evaluate(ours, reference=tmp_path)
+
+
+def test_a_picture_that_was_altered_is_not_measured(tmp_path: Path) -> None:
+    ours, theirs = (folder(tmp_path / name, [PICTURE], ["a"]) for name in ("ours", "theirs"))
+    Image.fromarray(255 - PICTURE).save(ours / "00000.png")
+    with pytest.raises(ValueError, match=r"00000\.png is missing or altered"):
+        evaluate(ours, reference=theirs)
