@@ -19,7 +19,8 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
     net: real, or of shapes alone. Shapes give the shapes of the quantized Net, the target into which an
         artifact is restored; statistics are then not needed.
     stats: of layers whose rule says static, from `calibrate` or `observe`.
-    Raises RecipeError, with all that is wrong, if the recipe does not fit the net or statistics are missing.
+    Raises RecipeError, with all that is wrong, if the recipe does not fit the net, statistics are missing, or
+    weights are not finite (not seen under a trace).
     """
     weights = net.weights()
     rules = recipe.resolve(weights)
@@ -29,8 +30,10 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
         )
     if any(isinstance(weights[path], jax.ShapeDtypeStruct) for path in rules):
         return jax.eval_shape(partial(_convert, rules=rules), net, abstract_stats(net))
-    named = [path for path, rule in rules.items() if rule.weight]
-    if broken := [path for path in named if not bool(jnp.isfinite(weights[path]).all())]:
+    known = [
+        path for path, rule in rules.items() if rule.weight and not isinstance(weights[path], jax.core.Tracer)
+    ]
+    if broken := [path for path in known if not bool(jnp.isfinite(weights[path]).all())]:
         raise RecipeError(
             f"the weights of {', '.join(broken)} are not finite; check the checkpoint they are from."
         )
