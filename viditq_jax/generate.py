@@ -111,6 +111,7 @@ def generate(
             padded, seed=seed, steps=steps, guidance=guidance, size=size, negative=negative, first=start
         )
         fresh = [i for i in indices if i not in done]
+        _record(out, settings)
         for i in fresh:
             _write(out, i, conditions[i], pictures[i - start])
         if advance:
@@ -126,18 +127,17 @@ def _starts(todo: list[int], batch: int) -> list[int]:
 
 
 def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool) -> set[int]:
-    """Make or check the folder; the indices that are done already."""
+    """Check the folder, if it is there; the indices that are done already."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; choose a folder for the pictures.")
-    out.mkdir(parents=True, exist_ok=True)
     record = out / "generation.json"
     if not record.is_file():
-        held = sorted(p.name for p in out.iterdir() if p.suffix == ".png" or p.name == "manifest.jsonl")
+        files = out.iterdir() if out.exists() else ()
+        held = sorted(p.name for p in files if p.suffix == ".png" or p.name == "manifest.jsonl")
         if held:
             raise ValueError(
                 f"{out} holds {held[0]}, but no generation.json; choose another folder for new pictures."
             )
-        _atomic(record, json.dumps({**settings, "versions": versions()}, indent=1).encode() + b"\n")
         return set()
     if not resume:
         raise ValueError(f"{out} holds a generation already; choose another folder, or resume it.")
@@ -162,6 +162,14 @@ def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int
             )
         done.add(index)
     return done
+
+
+def _record(out: Path, settings: dict[str, Any]) -> None:
+    """Write down what all pictures share, once the first are there: a refused run leaves no folder behind."""
+    file = out / "generation.json"
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        _atomic(file, json.dumps({**settings, "versions": versions()}, indent=1).encode() + b"\n")
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:

@@ -138,3 +138,10 @@ def test_pictures_of_other_weights_are_kept_apart(whole: Path) -> None:
     changed = pipeline.denoiser.map_weights(lambda path, weight: weight.at[0, 0].add(1e-3))
     with pytest.raises(ValueError, match="made with another weights"):
         generate(dataclasses.replace(pipeline, denoiser=changed), PROMPTS, whole, seed=7, batch=2)
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
+    """The model has no prompt of that kind; nothing was drawn, so nothing is recorded."""
+    with pytest.raises(ValueError, match="takes prompts, not int"):
+        generate(tiny.pipeline(), [3], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
