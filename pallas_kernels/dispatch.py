@@ -37,12 +37,10 @@ def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     Raises UnsupportedError with every reason if none can, and LookupError for an unknown name.
     """
     if implementation is None:
-        reasons = {}
-        for name in implementations(op):
-            module = _module(op, name)
-            reasons[name] = module.unsupported(*args, **kwargs)
-            if reasons[name] is None:
-                return module.run(*args, **kwargs)
+        reasons = explain(op, *args, **kwargs)
+        for name, reason in reasons.items():
+            if reason is None:
+                return _module(op, name).run(*args, **kwargs)
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise UnsupportedError(f"no implementation of {op} can compute this: {listed}.")
     known = [*implementations(op), REFERENCE]
