@@ -53,9 +53,9 @@ class Manifest:
         return [self._image(entry) for entry in self.entries]
 
     def _image(self, entry: dict[str, Any]) -> np.ndarray:
-        file = self.folder / entry["file"]
-        content = file.read_bytes() if file.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        content = _content(self.folder, entry)
+        if content is None:
+            file = self.folder / entry["file"]
             raise ValueError(f"{file} is missing or altered since it was generated; generate it again.")
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
@@ -150,18 +150,26 @@ def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int
     _drop_torn_line(out / "manifest.jsonl")
     done: set[int] = set()
     for entry in _listed(out):
-        index, file = entry["index"], out / entry["file"]
+        index = entry["index"]
         if index >= len(conditions) or conditions[index] != entry["condition"]:
             raise ValueError(
                 f"{out} has {entry['condition']!r} as sample {index}, which this run has not; "
                 f"use another folder."
             )
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+        if _content(out, entry) is None:
             raise ValueError(
-                f"{file} is listed in the manifest, but is missing or altered; delete {out} and run again."
+                f"{out / entry['file']} is listed in the manifest, but is missing or altered; "
+                f"delete {out} and run again."
             )
         done.add(index)
     return done
+
+
+def _content(folder: Path, entry: dict[str, Any]) -> bytes | None:
+    """The file that an entry lists, or None if it is missing or altered."""
+    file = folder / entry["file"]
+    content = file.read_bytes() if file.is_file() else b""
+    return content if hashlib.sha256(content).hexdigest() == entry["sha256"] else None
 
 
 def _record(out: Path, settings: dict[str, Any]) -> None:
