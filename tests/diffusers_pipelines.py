@@ -1,9 +1,7 @@
 """Tiny diffusers pipelines with random weights in every part, saved as diffusers itself saves them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
-import sentencepiece
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -15,27 +13,10 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from tests.tiny import spiece_model
 from tests.torch_params import randomize
 
 PROMPTS = ["a red apple", "two blue dogs on a table, looking at a small green pizza"]
-CORPUS = [
-    "a red apple",
-    "two blue dogs",
-    "on a table",
-    "looking at the small green pizza",
-    "heart of gold",
-    "cat face",
-]
-
-
-def spiece_model(folder: Path, lines: Iterable[str] = CORPUS) -> Path:
-    """A sentencepiece model with the special ids of T5."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(folder / "spiece"), vocab_size=60,
-        model_type="unigram", hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
-    return folder / "spiece.model"
 
 
 def vae(seed: int = 1) -> AutoencoderKL:
@@ -56,7 +37,10 @@ def pixart_sigma(folder: Path) -> PixArtSigmaPipeline:
         use_additional_conditions=False,
     )  # fmt: skip
     randomize(transformer, 2)
-    tokenizer = T5Tokenizer.from_pretrained(spiece_model(folder.parent / "spiece").parent)
+    pieces = folder.parent / "spiece"
+    pieces.mkdir()
+    (pieces / "spiece.model").write_bytes(spiece_model())
+    tokenizer = T5Tokenizer.from_pretrained(pieces)
     text = T5Config(
         vocab_size=100, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
         feed_forward_proj="gated-gelu", is_encoder_decoder=False,
