@@ -39,6 +39,7 @@ def resolve(
     tells. required: fields that must be told although they have a default. hint: how to give what is missing.
     Raises ConversionError, which lists every contradiction, unsupported value and missing field.
     """
+    # Every C is a dataclass, which has no type that could be written here.
     config, known = config or {}, dataclasses.asdict(named) if named is not None else {}  # type: ignore[call-overload]
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
