@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from viditq_jax.net import Net
-from viditq_jax.sampling.guidance import guided
+from viditq_jax.sampling.guidance import ORDERS, guided
 from viditq_jax.sampling.sample import Denoise, sample
+from viditq_jax.sampling.schedule import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +38,9 @@ class Guidance:
     order: str = "uncond_first"
 
     def __post_init__(self) -> None:
-        for field, allowed in (
-            ("null", ("encoded", "table")),
-            ("mask", ("own", "prompt")),
-            ("order", ("cond_first", "uncond_first")),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"guidance {field}={getattr(self, field)!r} is unknown; choose one of {allowed}."
-                )
+        check_choice("guidance null", self.null, ("encoded", "table"))
+        check_choice("guidance mask", self.mask, ("own", "prompt"))
+        check_choice("guidance order", self.order, ORDERS)
 
 
 def _bind(net: Net, conditions: dict[str, Any]) -> Callable[..., jax.Array]:
