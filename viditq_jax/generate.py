@@ -78,11 +78,13 @@ def generate(
 
     batch: samples a compiled call; the last batch is padded, so that all of them share one program. advance:
         called with the number of pictures that were just finished, for a progress bar.
-    Raises ValueError if `out` holds pictures of other settings (or any, without `resume`), or if a listed
-    picture is gone.
+    Raises ValueError if there are no conditions, if `out` holds pictures of other settings (or any, without
+    `resume`), or if a listed picture is gone.
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1.")
+    if not conditions:
+        raise ValueError("no conditions were given; give one prompt or class index for each picture.")
     out = Path(out)
     settings = {
         "seed": seed,

@@ -145,3 +145,9 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="takes prompts, not int"):
         generate(tiny.pipeline(), [3], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_conditions_are_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no conditions were given"):
+        generate(tiny.pipeline(), [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
