@@ -33,6 +33,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
         "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.net",
     ),
+    "viditq_jax.stress": ("viditq_jax.net",),
+    "viditq_jax.drift": (
+        "viditq_jax.net", "viditq_jax.nn", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.programs",
+        "viditq_jax.pipeline",
+    ),
+    "viditq_jax.compare": (
+        "viditq_jax.stress", "viditq_jax.drift", "viditq_jax.calibrate", "viditq_jax.post_training",
+        "viditq_jax.pipeline", "viditq_jax.quant", "viditq_jax.generate", "viditq_jax.evaluate",
+        "viditq_jax.checkpoint",
+    ),
     "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline"),
     "viditq_jax.report": (),
     "viditq_jax.cli": EVERYTHING,
