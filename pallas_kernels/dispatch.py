@@ -2,6 +2,7 @@
 
 An implementation is a file in the op's folder with two functions that take the arguments of the op:
 `unsupported(...)`, a reason why it cannot compute them here, or None; and `run(...)`. Adding the file is all.
+A file whose name begins with an underscore is none: what the implementations of one op share.
 """
 
 import importlib
@@ -21,8 +22,8 @@ class UnsupportedError(ValueError):
 def implementations(op: str) -> list[str]:
     """The implementations of an op in the order in which they are asked; the reference is not among them."""
     folder = importlib.import_module(f"pallas_kernels.{op}").__path__
-    special = {item.name for item in pkgutil.iter_modules(folder)} - _NOT_IMPLEMENTATIONS
-    return [*sorted(special), FALLBACK]
+    files = {item.name for item in pkgutil.iter_modules(folder) if not item.name.startswith("_")}
+    return [*sorted(files - _NOT_IMPLEMENTATIONS), FALLBACK]
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> dict[str, str | None]:
