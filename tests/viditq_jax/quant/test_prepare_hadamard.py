@@ -63,7 +63,7 @@ def test_rotation_spreads_one_outlier_whatever_the_signs(seed):
 
 @pytest.mark.parametrize("options", [Options(), Options(block=64, regular=True, signs=False)], ids=str)
 def test_a_mean_of_all_channels_is_not_concentrated(options):
-    """All entries 1: a transform without signs, not regular, would give incoherence k."""
+    """Equal entries go to few channels otherwise: to one, by a matrix of Sylvester's."""
     x = jnp.ones((1, K))
     assert incoherence(rotation(Options(signs=False)).inputs(x)) > 20
     assert incoherence(rotation(options).inputs(x)) < 5
