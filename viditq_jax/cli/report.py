@@ -1,6 +1,8 @@
-"""Draw a run as grid.png and a self-contained report.html: viditq report runs/demo
+"""Draw a run as grid.png, recipes.png and a self-contained report.html: viditq report runs/demo
 
-A run is a folder with metrics.json and the pictures of each variant, such as the one that `make demo` writes.
+A run is a folder with metrics.json and the pictures of each variant, such as the one that `make demo` or
+`viditq evaluate --recipes all` writes. With --fail-under the exit code is 1 if a variant is worse than asked:
+viditq report runs/recipes --fail-under psnr_db=30 ssim=0.9
 """
 
 import dataclasses
@@ -9,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from viditq_jax.report import write_report
+from viditq_jax.report import check_thresholds, parse_thresholds, read_run, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +20,16 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional] = Path("runs/demo")
     """The run folder."""
+    fail_under: tuple[str, ...] = ()
+    """Measures and the least that every variant must reach, as psnr_db=30."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(options: Options) -> Any:
-    """Draw, and say where the files are."""
+    """Draw, check, and say where the files are."""
+    thresholds = parse_thresholds(options.fail_under)
     picture, page = write_report(options.run)
-    return {"grid": str(picture), "report": str(page)} if options.json else f"{picture}\n{page}"
+    check_thresholds(read_run(options.run).records, thresholds)
+    files = {"grid": str(picture), "recipes": str(picture.with_name("recipes.png")), "report": str(page)}
+    return files if options.json else "\n".join(files.values())

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from viditq_jax.report import grid, read_run, write_report
+from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, svg_uri
 
 RNG = np.random.default_rng(0)
 VARIANTS = ("float", "w8a8")
@@ -113,3 +114,78 @@ def test_a_record_or_a_picture_that_is_missing_is_named(run: Path) -> None:
     (run / "w8a8/manifest.jsonl").write_text("".join(lines[:2]))
     with pytest.raises(ValueError, match="need the same pictures, found"):
         write_report(run)
+
+
+@pytest.fixture
+def two_models(run: Path) -> Path:
+    """The same variants on two models, with drift and the noise of layers; one is on one model alone."""
+    records = json.loads((run / "metrics.json").read_text())
+    plain = records["variants"]
+    measured = {
+        "latent_rel_l2": 0.125,
+        "drift": {"t": [900.0, 400.0], "relative_l2": [0.01, 0.02], "cosine": [0.9999, 0.999]},
+        "layers": {
+            "blocks/0/mlp/fc1": {"sqnr_db": 33.0, "incoherence": 12.0},
+            "blocks/1/mlp/fc1": {"sqnr_db": 27.0, "incoherence": 12.0},
+            "x_embedder/proj": {"sqnr_db": None, "incoherence": 3.0},
+        },
+    }
+    for record in plain.values():
+        del record["artifact_bytes"]
+    records["variants"] = {
+        f"{model}/{label}": {
+            **record,
+            "model": model,
+            "label": label,
+            **(measured if record["recipe"] else {}),
+        }
+        for model in ("default", "stressed")
+        for label, record in plain.items()
+        if (model, label) != ("stressed", "float")
+    }
+    floor = {**records["noise_floor"], "drift": measured["drift"]}
+    records["noise_floor"] = {"default": floor, "stressed": {**floor, "psnr_db": 45.0}}
+    (run / "metrics.json").write_text(json.dumps(records))
+    return run
+
+
+def texts(figure) -> list[str]:
+    """All texts that a figure shows."""
+    return [item.get_text() for item in figure.findobj(lambda item: hasattr(item, "get_text"))]
+
+
+def test_charts_show_every_variant_of_every_model(two_models: Path) -> None:
+    run = read_run(two_models)
+    assert run.models == {
+        "default": {"float": "default/float", "w8a8": "default/w8a8"},
+        "stressed": {"w8a8": "stressed/w8a8"},
+    }
+    lines = [line for axis in drift_chart(run).axes for line in axis.lines]
+    np.testing.assert_array_equal(lines[0].get_ydata(), [0.01, 0.02])
+    assert len(lines) == 2 * 2 * 2  # models, distances, the variant and the floor
+    assert {"default model", "stressed model", "rounding alone"} <= set(texts(drift_chart(run)))
+    assert {"w8a8, default", "w8a8, stressed", "33", "27", "mlp/fc1"} <= set(texts(layers_chart(run)))
+    assert {"33.2", "w8a8", "red apple\ndefault"} <= set(texts(recipes_chart(run)))
+
+
+def test_the_page_of_two_models_holds_their_figures_and_charts(two_models: Path) -> None:
+    page = write_report(two_models)[1].read_text()
+    assert page.count("data:image/svg+xml") == 2
+    assert "0.1250" in page
+    assert "45.0 dB" in page
+    assert "artifact on disk" not in page
+    assert (two_models / "recipes.png").is_file()
+    assert np.asarray(Image.open(two_models / "grid.png")).ndim == 3
+
+
+def test_a_run_without_drift_and_layers_is_drawn_without_their_charts(run: Path) -> None:
+    page = write_report(run)[1].read_text()
+    assert "svg+xml" not in page
+    assert "Drift" not in page
+    assert drift_chart(read_run(run)) is None
+    assert layers_chart(read_run(run)) is None
+
+
+def test_equal_runs_give_equal_pages(two_models: Path) -> None:
+    chart = svg_uri(drift_chart(read_run(two_models)))
+    assert svg_uri(drift_chart(read_run(two_models))) == chart

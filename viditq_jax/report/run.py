@@ -1,0 +1,87 @@
+"""Reading a run folder: `metrics.json`, and one folder of pictures a variant.
+
+    {"model", "prompts", "seed", "steps", "sampler", "guidance", "device", "date", "versions",
+     "noise_floor": {"psnr_db", "ssim"}, or one of these for each model,
+     "variants": {name: {"pictures", "psnr_db", "ssim", "weight_bytes", "bfloat16_weight_bytes",
+                         "seconds_per_image", "recipe"}}}
+
+A variant may also say its "model" and "label" (a run with the same recipes on several models),
+"latent_rel_l2", "artifact_bytes", "drift" {"t", "relative_l2", "cosine"}, each a list over the steps, and
+"layers" {path: {"sqnr_db", "incoherence"}}. What is absent is not drawn.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a report shows: the records, and each variant's pictures in the order of the conditions."""
+
+    records: dict[str, Any]
+    conditions: list[str]
+    pictures: dict[str, list[np.ndarray]]
+
+    @property
+    def models(self) -> dict[str, dict[str, str]]:
+        """For each model the variants, by their label; the model is "" in a run of one."""
+        found: dict[str, dict[str, str]] = {}
+        for name, record in self.records["variants"].items():
+            found.setdefault(record.get("model", ""), {})[record.get("label", name)] = name
+        return found
+
+    def noise_floor(self, model: str) -> dict[str, Any]:
+        """What rounding alone changes, on this model."""
+        floor: dict[str, Any] = self.records.get("noise_floor", {})
+        return floor.get(model, {}) if model and "psnr_db" not in floor else floor
+
+    def drifts(self, model: str) -> dict[str, dict[str, list[float]]]:
+        """The drift of each variant of a model that has one, by label."""
+        records = {label: self.records["variants"][name] for label, name in self.models[model].items()}
+        return {label: record["drift"] for label, record in records.items() if record.get("drift")}
+
+    def layers(self, model: str) -> dict[str, dict[str, dict[str, float]]]:
+        """What was measured of the layers of each variant of a model that has it, by label."""
+        records = {label: self.records["variants"][name] for label, name in self.models[model].items()}
+        return {label: record["layers"] for label, record in records.items() if record.get("layers")}
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder. Raises ValueError that names what is missing."""
+    folder = Path(folder)
+    if not (folder / "metrics.json").is_file():
+        raise ValueError(
+            f"{folder} has no metrics.json; give a run folder, such as the one that `make demo` or "
+            f"`viditq evaluate --recipes all` writes."
+        )
+    try:
+        return _read(folder)
+    except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); make the run again."
+        ) from error
+
+
+def _read(folder: Path) -> Run:
+    records = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    pictures: dict[str, list[np.ndarray]] = {}
+    conditions: list[str] = []
+    for variant, record in records["variants"].items():
+        manifest = folder / record["pictures"] / "manifest.jsonl"
+        if not manifest.is_file():
+            raise ValueError(f"{folder}: variant {variant!r} has no {manifest}; generate its pictures again.")
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+        entries = sorted(map(json.loads, lines), key=lambda entry: entry["index"])
+        conditions = [str(entry["condition"]) for entry in entries]
+        pictures[variant] = [
+            np.asarray(Image.open(manifest.parent / entry["file"]).convert("RGB")) for entry in entries
+        ]
+    counts = {variant: len(each) for variant, each in pictures.items()}
+    if not conditions or set(counts.values()) != {len(conditions)}:
+        raise ValueError(f"{folder}: variants need the same pictures, found {counts or 'no variant'}.")
+    return Run(records, conditions, pictures)
