@@ -1,49 +1,32 @@
 """Statistics of the inputs of each linear layer, from real sampling trajectories of the float model.
 
-They are collected inside the compiled sampling loop, in one pass, and no activation is stored: the statistics
-ride in the memory of the sampler.
+They are collected inside the compiled sampling loop, in one pass, and no activation is stored. With a file
+they survive a kill: every batch is added to it, and the next run goes on behind it with the same result.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
 from jaxtyping import Array, Float
 
+from viditq_jax.checkpoint import fingerprint
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import Guidance, guided_model
+from viditq_jax.programs import Bounds, Guidance, encode_prompt, guided_model
 from viditq_jax.quant.observe import observe
+from viditq_jax.quant.ranges import range_index
 from viditq_jax.quant.recipe import Recipe
-from viditq_jax.quant.stats import LayerStats, Stats, merge_stats
-from viditq_jax.sampling.sample import Sampler, draw_noise, sample_keys
-from viditq_jax.sampling.sample import advance as run_rows
-from viditq_jax.sampling.sample import rows as sampler_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class _Gathering:
-    """A sampler that also merges the statistics which `denoise` gives beside its prediction."""
-
-    sampler: Sampler
-    empty: Stats
-
-    def table(self, steps: int) -> Any:
-        return self.sampler.table(steps)
-
-    def init(self, x: Array) -> Any:
-        return self.sampler.init(x), self.empty
-
-    def step(
-        self, x: Array, out: Any, row: Mapping[str, Array], memory: Any, keys: Array
-    ) -> tuple[Array, Any]:
-        prediction, seen = out
-        inner, stats = memory
-        x, inner = self.sampler.step(x, prediction, row, inner, keys)
-        return x, (inner, merge_stats(stats, seen))
+from viditq_jax.quant.stats import LayerStats, Moving, Stats, merge_stats
+from viditq_jax.sampling.sample import draw_noise, rows, sample_keys, step_keys
 
 
 def calibrate(
@@ -54,23 +37,49 @@ def calibrate(
     seed: int = 0,
     batch: int = 8,
     steps: int | None = None,
+    file: str | Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Stats:
-    """What `quantize` has to know of the inputs of each layer: smallest and largest value of each channel.
+    """What `quantize` has to know of the inputs of each layer, in each of the recipe's denoising ranges.
 
-    conditions: the prompts or classes to run, guided as in use. batch: samples a compiled call; a last batch
-    that is smaller compiles once more. steps: the sampler's default where not given. advance: called with the
-    number of samples just done, for a progress bar.
-    Raises ValueError if the pipeline is quantized, if a rule of the recipe matches no layer, and if an input
-    was not finite.
+    conditions: the prompts or classes to run, guided as in use. batch: samples a compiled call; a smaller
+        last batch compiles once more. steps: the sampler's default where not given.
+    file: where the statistics are kept, as safetensors. If it holds those of the same run, cut short,
+        only the batches that it lacks are run. advance: called with the number of samples just done.
+    Raises ValueError if the pipeline is quantized, if the recipe does not fit, if an input was not finite, and
+    if the file is of another run.
     """
     if pipeline.recipe is not None:
         raise ValueError(
             "statistics are of the float model; load the float artifact that this one came from."
         )
-    recipe.resolve(pipeline.denoiser.weights())
-    stats: Stats = {}
-    for start in range(0, len(conditions), batch):
+    if not conditions or batch < 1:
+        raise ValueError(f"{len(conditions)} conditions in batches of {batch}; give at least one of each.")
+    weights = pipeline.denoiser.weights()
+    rules = recipe.resolve(weights)
+    grams = frozenset(path for path, rule in rules.items() if rule.needs_gram)
+    steps = pipeline.steps if steps is None else steps
+    index = range_index(np.asarray(rows(pipeline.sampler, steps)["t"]), recipe.ranges)
+    if unseen := sorted(set(range(recipe.range_count)) - set(index.tolist())):
+        raise ValueError(
+            f"{steps} steps of this sampler have no time in the ranges {unseen} of the bounds"
+            f" {list(recipe.ranges)}; calibrate with more steps, or give other bounds."
+        )
+    run = {
+        "conditions": [str(condition) for condition in conditions],
+        "seed": seed,
+        "batch": batch,
+        "steps": steps,
+        "ranges": list(recipe.ranges),
+        "grams": sorted(grams),
+        "sampler": pipeline.facts["sampler"],
+        "guidance": pipeline.facts["guidance"],
+        "weights": fingerprint(pipeline.nets()) if file else "",
+    }
+    done, stats = _resume(Path(file), run) if file and Path(file).exists() else (0, {})
+    if advance and done:
+        advance(done)
+    for start in range(done, len(conditions), batch):
         part = conditions[start : start + batch]
         keys = sample_keys(seed, start, len(part))
         seen = _trajectory(
@@ -80,25 +89,35 @@ def calibrate(
             draw_noise(keys, pipeline.latent_shape()),
             keys,
             sampler=pipeline.sampler,
-            steps=pipeline.steps if steps is None else steps,
-            guidance=dataclasses.replace(pipeline.guidance, scale=0.0)
-            if pipeline.guidance.scale != 1
-            else None,
+            steps=steps,
+            guidance=pipeline.static_guidance(pipeline.guidance.scale),
+            bounds=recipe.ranges,
+            grams=grams,
         )
-        stats = merge_stats(stats, seen)
+        stats = merge_stats(stats, seen) if stats else seen
+        _check(stats)
+        if file:
+            save_stats(stats, file, {**run, "done": start + len(part)})
         if advance:
             advance(len(part))
-    stats = {path: layer for path, layer in stats.items() if int(layer.count)}
-    if bad := [path for path, layer in stats.items() if not jnp.isfinite(layer.absmax).all()]:
+    return {path: layer for path, layer in stats.items() if bool((layer.count > 0).any())}
+
+
+def _check(stats: Stats) -> None:
+    bad = [
+        path
+        for path, layer in stats.items()
+        if bool((layer.count > 0).any()) and not bool(jnp.isfinite(layer.total).all())
+    ]
+    if bad:
         raise ValueError(
             f"{len(bad)} layers saw inputs that are not finite: {', '.join(bad[:5])}"
             f"{' ...' if len(bad) > 5 else ''}. Scales cannot come from"
             f" them; check the checkpoint, or load it in bfloat16 or float32."
         )
-    return stats
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds", "grams"))
 def _trajectory(
     net: Net,
     conditions: dict[str, Any],
@@ -109,15 +128,100 @@ def _trajectory(
     sampler: Any,
     steps: int,
     guidance: Guidance | None,
+    bounds: Bounds,
+    grams: frozenset[str],
 ) -> Stats:
-    """The statistics of one batch over all of its denoising steps."""
+    """The statistics of one batch over all of its denoising steps.
 
-    def denoise(x: Array, t: Array, i: Array) -> Any:
-        return observe(net, lambda tapped: guided_model(tapped, conditions, scale, guidance)(x, t, i))
-
-    empty = {path: LayerStats.empty(weight.shape[1]) for path, weight in net.weights().items()}
-    gathering = _Gathering(sampler, empty)
-    _, (_, stats) = run_rows(
-        denoise, gathering, noise, gathering.init(noise), keys, sampler_rows(sampler, steps)
+    What depends on the prompt alone runs once, and counts in every range: each sees it alike.
+    """
+    empty = {
+        path: LayerStats.empty(weight.shape[1], len(bounds) + 1, gram=path in grams)
+        for path, weight in net.weights().items()
+    }
+    prompt, stats = observe(
+        net, lambda tapped: encode_prompt(tapped, conditions), empty, r=slice(None), initial=True
     )
+    table = rows(sampler, steps)
+    index = jnp.asarray(range_index(np.asarray(table["t"]), bounds))
+
+    def body(carry: tuple[Array, Any, Stats], row: Mapping[str, Array]) -> tuple[Any, None]:
+        x, memory, stats = carry
+        i = row["i"]
+
+        def predict(tapped: Net) -> Array:
+            model = guided_model(tapped, conditions, scale, guidance, prompt)
+            return model(x, jnp.full(x.shape[:1], row["t"]), i)
+
+        out, stats = observe(net, predict, stats, r=index[i], initial=i == 0)
+        x, memory = sampler.step(x, out, row, memory, step_keys(keys, i))
+        return (x, memory, stats), None
+
+    x = noise.astype(jnp.float32)
+    columns = {name: jnp.asarray(column) for name, column in table.items()}
+    (_, _, stats), _ = jax.lax.scan(body, (x, sampler.init(x), stats), columns)
     return stats
+
+
+def save_stats(stats: Stats, file: str | Path, facts: Mapping[str, Any]) -> None:
+    """Write statistics and what they are of as one safetensors file, which appears whole or not at all."""
+    file = Path(file)
+    arrays = {
+        f"{path}|{name}": np.asarray(value)
+        for path, layer in stats.items()
+        for name, value in _fields(layer).items()
+        if value is not None
+    }
+    partial_file = file.with_name(f".{file.name}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        safetensors.numpy.save_file(arrays, partial_file, {"facts": json.dumps(facts)})
+        partial_file.replace(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial_file.unlink(missing_ok=True)
+        raise OSError(f"{file} cannot be written ({error}); free some space, and run again.") from error
+
+
+def load_stats(file: str | Path) -> tuple[Stats, dict[str, Any]]:
+    """What `save_stats` wrote: statistics and facts. Raises ValueError for a file that it did not write."""
+    if not Path(file).is_file():
+        raise ValueError(f"{file} is no file of statistics; make one with `viditq calibrate`.")
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            facts = json.loads((opened.metadata() or {})["facts"])
+            arrays = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        layers: dict[str, dict[str, Any]] = {}
+        for name, value in arrays.items():
+            path, field = name.rsplit("|", 1)
+            layers.setdefault(path, {})[field] = value
+        return {path: _layer(fields) for path, fields in sorted(layers.items())}, facts
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is no file of statistics ({type(error).__name__}: {error}); calibrate again."
+        ) from error
+
+
+def _fields(layer: LayerStats) -> dict[str, Any]:
+    own = {name: value for name, value in vars(layer).items() if name != "moving"}
+    return {**own, **{f"moving.{name}": value for name, value in vars(layer.moving).items()}}
+
+
+def _layer(fields: dict[str, Any]) -> LayerStats:
+    moving = Moving(*(fields[f"moving.{field.name}"] for field in dataclasses.fields(Moving)))
+    own = (field.name for field in dataclasses.fields(LayerStats) if field.name not in ("moving", "gram"))
+    layer = LayerStats(**{name: fields[name] for name in own}, moving=moving, gram=fields.get("gram"))
+    wanted = LayerStats.empty(layer.initial.shape[0], len(layer.count), gram=layer.gram is not None)
+    if jax.tree.map(jnp.shape, layer) != jax.tree.map(jnp.shape, wanted):
+        raise ValueError("its arrays do not fit together")
+    return layer
+
+
+def _resume(file: Path, run: dict[str, Any]) -> tuple[int, Stats]:
+    """How many conditions are done, and their statistics."""
+    stats, facts = load_stats(file)
+    differs = [key for key, value in run.items() if json.loads(json.dumps(value)) != facts.get(key)]
+    if differs:
+        raise ValueError(
+            f"{file} holds statistics of another {', '.join(differs)}; choose another file for this run."
+        )
+    return int(facts["done"]), stats

@@ -90,9 +90,11 @@ class Pipeline:
             jnp.float32(scale),
             noise,
             keys,
+            self._correction(self.steps if steps is None else steps),
             sampler=self.sampler,
             steps=self.steps if steps is None else steps,
-            guidance=dataclasses.replace(self.guidance, scale=0.0) if scale != 1 else None,
+            guidance=self.static_guidance(scale),
+            bounds=self.recipe.ranges if self.recipe else (),
         )
 
     def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b i j 3"]:
@@ -206,6 +208,20 @@ class Pipeline:
     def guidance(self) -> Guidance:
         """How this pipeline guides, with its default scale."""
         return Guidance(**self.facts["guidance"])
+
+    def static_guidance(self, scale: float) -> Guidance | None:
+        """How to guide, without the scale, which programs take as a number; None for a scale of 1."""
+        return dataclasses.replace(self.guidance, scale=0.0) if scale != 1 else None
+
+    def _correction(self, steps: int) -> Float[Array, " steps"] | None:
+        """PTQD's k of each step, linear in time between those that were measured."""
+        entry = self.facts.get("correction")
+        if entry is None:
+            return None
+        t = np.asarray(self.sampler.table(steps)["t"], np.float64)
+        order = np.argsort(entry["t"])
+        times, k = (np.asarray(entry[name], np.float64)[order] for name in ("t", "k"))
+        return jnp.asarray(np.interp(t, times, k), jnp.float32)
 
     @property
     def sampler(self) -> Any:

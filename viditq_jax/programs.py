@@ -5,18 +5,23 @@ nothing; what shapes the program is static (sampler, steps, the kind of guidance
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from viditq_jax.net import Net
+from viditq_jax.quant.ranges import at_range, per_range, range_index, runs, weights_change
 from viditq_jax.sampling.guidance import ORDERS, guided
-from viditq_jax.sampling.sample import Denoise, sample
+from viditq_jax.sampling.ptqd import corrected
+from viditq_jax.sampling.sample import Denoise, Rows, advance, rows
 from viditq_jax.sampling.schedule import check_choice
+
+Bounds = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,37 +48,86 @@ class Guidance:
         check_choice("guidance order", self.order, ORDERS)
 
 
-def _bind(net: Net, conditions: dict[str, Any]) -> Callable[..., jax.Array]:
-    """model(x, t, i) with its conditions fixed; what depends on the prompt alone is computed here, once."""
-    dtype = net.dtype
+def encode_prompt(net: Net, conditions: dict[str, Any]) -> Any:
+    """What depends on the prompt alone, such as its keys and values: computed once, before the loop."""
     if "mask" not in conditions:
-        return lambda x, t, i: net(x.astype(dtype), t, conditions["y"])
-    prompt = net.call("encode_prompt", conditions["y"].astype(dtype), conditions["mask"])
-    return lambda x, t, i: net(x.astype(dtype), t, prompt, conditions.get("size"))
+        return None
+    return net.call("encode_prompt", conditions["y"].astype(net.dtype), conditions["mask"])
 
 
-def guided_model(net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None) -> Denoise:
-    """denoise(x, t, i) for `sample`, from what `Pipeline.encode` gave; no guidance where it is None."""
-    model = _bind(net, conditions)
-    return (
-        model if guidance is None else guided(model, scale, channels=guidance.channels, order=guidance.order)
-    )
+def guided_model(
+    net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None, prompt: Any = None
+) -> Denoise:
+    """denoise(x, t, i) for `sample`, from what `Pipeline.encode` gave; no guidance where it is None.
+
+    prompt: what `encode_prompt` gave; computed here where it is not given.
+    """
+    dtype = net.dtype
+    if "mask" in conditions:
+        prompt = encode_prompt(net, conditions) if prompt is None else prompt
+
+        def model(x: Array, t: Array, i: Array) -> Array:
+            return net(x.astype(dtype), t, prompt, conditions.get("size"))
+
+    else:
+
+        def model(x: Array, t: Array, i: Array) -> Array:
+            return net(x.astype(dtype), t, conditions["y"])
+
+    if guidance is None:
+        return model
+    return guided(model, scale, channels=guidance.channels, order=guidance.order)
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
+def parts(
+    net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None, table: Rows, bounds: Bounds
+) -> Iterator[tuple[Denoise, Rows]]:
+    """The loops of a trajectory, one after the other: what denoises, and the rows of the sampler's table.
+
+    One loop where nothing changes over the denoising ranges, or only small vectors do, which are chosen in
+    each step; where whole weights change, one loop a run of steps in one range, so that no step copies them.
+    """
+    if not per_range(net.params):
+        yield guided_model(net, conditions, scale, guidance), table
+        return
+    index = range_index(np.asarray(table["t"]), bounds)
+    if weights_change(net):
+        for r, steps in runs(index):
+            rows_here = {name: column[steps] for name, column in table.items()}
+            yield guided_model(at_range(net, r), conditions, scale, guidance), rows_here
+        return
+    prompt, ranges = encode_prompt(net, conditions), jnp.asarray(index)
+
+    def denoise(x: Array, t: Array, i: Array) -> Array:
+        return guided_model(at_range(net, ranges[i]), conditions, scale, guidance, prompt)(x, t, i)
+
+    yield denoise, table
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
 def denoise(
     net: Net,
     conditions: dict[str, Any],
     scale: Float[Array, ""],
     noise: Float[Array, "b h w c"],
     keys: Any,
+    correction: Float[Array, " steps"] | None = None,
     *,
     sampler: Any,
     steps: int,
     guidance: Guidance | None,
+    bounds: Bounds = (),
 ) -> Float[Array, "b h w c"]:
-    """The whole trajectory as one program. `guidance` gives the facts; its scale comes as a traced number."""
-    return sample(guided_model(net, conditions, scale, guidance), sampler, noise, keys, steps=steps)
+    """The whole trajectory as one program. `guidance` gives the facts; its scale comes as a traced number.
+
+    correction: of the noise that quantization adds, see `sampling.ptqd`. bounds: of the denoising ranges.
+    """
+    x = noise.astype(jnp.float32)
+    memory = sampler.init(x)
+    for model, table in parts(net, conditions, scale, guidance, rows(sampler, steps), bounds):
+        model = model if correction is None else corrected(model, correction)
+        x, memory = advance(model, sampler, x, memory, keys, table)
+    return x
 
 
 @jax.jit

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +13,37 @@ from tests import tiny
 from viditq_jax.calibrate import calibrate
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import guided_model
+from viditq_jax.programs import encode_prompt, guided_model
 from viditq_jax.quant.observe import observe
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
 from viditq_jax.quant.spec import Spec
-from viditq_jax.quant.stats import Stats, merge_stats
+from viditq_jax.quant.stats import LayerStats, Stats
 from viditq_jax.sampling.sample import draw_noise, rows, sample_keys
 
 PROMPTS = ["a red apple", "two blue dogs", "gold"]
-STATIC = load_recipe("w8a8-static")
+STATIC = load_recipe("naive-static-w8a8")
 
 
-def by_hand(pipeline: Pipeline, prompts: list[str], seed: int) -> Stats:
-    """The sampling loop written out in Python, with taps in each step."""
+def by_hand(pipeline: Pipeline, prompts: list[str], seed: int, bounds: tuple[int, ...] = ()) -> Stats:
+    """The sampling loop written out in Python, with taps in each step; the prompt counts in every range."""
     conditions, scale = pipeline.encode(prompts, guide=True), pipeline.guidance.scale
     keys = sample_keys(seed, 0, len(prompts))
-
-    def denoise_once(x: jax.Array, t: jax.Array, i: jax.Array, net: Net) -> jax.Array:
-        return guided_model(net, conditions, scale, pipeline.guidance)(x, t, i)
-
     x = draw_noise(keys, pipeline.latent_shape())
-    sampler, stats = pipeline.sampler, {}
+    sampler, net = pipeline.sampler, pipeline.denoiser
     memory, table = sampler.init(x), jax.tree.map(jnp.asarray, rows(sampler, pipeline.steps))
+    stats = {path: LayerStats.empty(w.shape[1], len(bounds) + 1) for path, w in net.weights().items()}
+    prompt, stats = observe(
+        net, lambda net: encode_prompt(net, conditions), stats, r=slice(None), initial=True
+    )
+
+    def predict(x: jax.Array, row: dict[str, jax.Array], net: Net) -> jax.Array:
+        model = guided_model(net, conditions, scale, pipeline.guidance, prompt)
+        return model(x, jnp.full(len(prompts), row["t"]), row["i"])
+
     for i in range(pipeline.steps):
         row = {name: column[i] for name, column in table.items()}
-        step = partial(denoise_once, x, jnp.full(len(prompts), row["t"]), row["i"])
-        out, seen = observe(pipeline.denoiser, step)
-        stats = merge_stats(stats, seen)
+        r = sum(float(row["t"]) >= bound for bound in bounds)
+        out, stats = observe(net, partial(predict, x, row), stats, r=r, initial=i == 0)
         x, memory = sampler.step(x, out, row, memory, keys)
     return stats
 
@@ -47,9 +52,11 @@ def assert_close(a: Stats, b: Stats) -> None:
     """Compiled and eager sums add in other orders: a few float32 roundings, carried through three steps."""
     assert a.keys() == b.keys()
     for path in a:
-        for found, wanted in ((a[path].low, b[path].low), (a[path].high, b[path].high)):
-            size = float(np.abs(b[path].absmax).max())
-            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * size, err_msg=path)
+        size = float(np.abs(b[path].absmax).max())
+        for name in ("low", "high", "mean", "initial"):
+            found, wanted = getattr(a[path], name), getattr(b[path], name)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * size, err_msg=f"{path} {name}")
+        np.testing.assert_array_equal(a[path].count, b[path].count, err_msg=path)
 
 
 def test_statistics_are_those_of_all_steps_of_the_trajectory() -> None:
@@ -57,8 +64,64 @@ def test_statistics_are_those_of_all_steps_of_the_trajectory() -> None:
     stats, wanted = calibrate(pipeline, PROMPTS, STATIC, seed=3), by_hand(pipeline, PROMPTS, 3)
     assert set(stats) == set(pipeline.denoiser.weights())
     assert_close(stats, wanted)
-    for path, layer in stats.items():
-        assert int(layer.count) == int(wanted[path].count), path
+
+
+def test_each_denoising_range_has_its_own_statistics() -> None:
+    """The three steps of this pipeline have times above, between and below the bounds."""
+    pipeline = tiny.pipeline()
+    per_range = Recipe(
+        (Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range")),), ranges=(300, 600)
+    )
+    stats = calibrate(pipeline, PROMPTS, per_range, seed=3)
+    assert_close(stats, by_hand(pipeline, PROMPTS, 3, bounds=(300, 600)))
+    layer, prompt = stats["blocks/0/mlp/fc1"], stats["blocks/0/cross_attn/kv_linear"]
+    assert len({float(high.max()) for high in layer.high}) == 3
+    np.testing.assert_array_equal(prompt.high[0], prompt.high[2])
+
+
+def test_a_range_without_a_step_is_refused() -> None:
+    rule = Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range"))
+    with pytest.raises(ValueError, match=r"1 steps of this sampler have no time in the ranges \[0\]"):
+        calibrate(tiny.pipeline(), PROMPTS, Recipe((rule,), ranges=(300,)), steps=1)
+
+
+def test_a_calibration_that_was_cut_short_goes_on_with_the_same_result(tmp_path: Path) -> None:
+    pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
+    whole = calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1)
+
+    class CutShort(Exception):
+        pass
+
+    def cut(count: int) -> None:
+        raise CutShort
+
+    with pytest.raises(CutShort):
+        calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1, file=file, advance=cut)
+    finished: list[int] = []
+    again = calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1, file=file, advance=finished.append)
+    assert finished == [1, 1, 1]  # the first was done before
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    finished.clear()
+    calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1, file=file, advance=finished.append)
+    assert finished == [3]
+
+
+def test_a_file_of_another_run_or_none_is_refused(tmp_path: Path) -> None:
+    pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
+    calibrate(pipeline, PROMPTS[:1], STATIC, seed=3, file=file)
+    with pytest.raises(ValueError, match="another conditions, seed"):
+        calibrate(pipeline, PROMPTS[:2], STATIC, seed=4, file=file)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is no file of statistics"):
+        calibrate(pipeline, PROMPTS[:1], STATIC, seed=3, file=file)
+
+
+def test_statistics_of_a_net_serve_the_recipe_that_asked_for_them_alone() -> None:
+    pipeline = tiny.pipeline()
+    stats = calibrate(pipeline, PROMPTS[:1], STATIC)
+    gptq = Recipe((Rule(("blocks/*",), Spec.parse("int4/channel"), rounding="gptq"),))
+    with pytest.raises(RecipeError, match=r"blocks/0/attn/qkv: no Gram matrix"):
+        pipeline.quantized(gptq, stats)
 
 
 def test_batches_merge_to_the_statistics_of_all() -> None:
@@ -77,7 +140,7 @@ def test_the_last_step_alone_would_give_other_statistics() -> None:
     pipeline = tiny.pipeline()
     three, one = (calibrate(pipeline, PROMPTS[:1], STATIC, seed=3, steps=steps) for steps in (3, 1))
     assert np.any(np.asarray(three["blocks/0/mlp/fc1"].high) > np.asarray(one["blocks/0/mlp/fc1"].high))
-    assert int(three["blocks/0/mlp/fc1"].count) == 3 * int(one["blocks/0/mlp/fc1"].count)
+    assert int(three["blocks/0/mlp/fc1"].count[0]) == 3 * int(one["blocks/0/mlp/fc1"].count[0])
 
 
 def test_a_quantized_pipeline_and_a_recipe_that_does_not_fit_are_refused() -> None:

@@ -17,6 +17,7 @@ from rich.progress import (
 
 from viditq_jax.calibrate import calibrate
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.post_training import default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
 
 CONSOLE = Console(stderr=True)
@@ -89,29 +90,25 @@ def conditions(
 
 
 def quantized(pipeline: Pipeline, name: str, *, prompts: Path | None = None, seed: int = 0) -> Pipeline:
-    """The pipeline under the recipe `name`, calibrated first where the recipe needs statistics of the
-    inputs.
-    """
+    """The pipeline under the recipe `name`, calibrated first where the recipe needs it."""
     if pipeline.recipe is not None:
         raise ValueError("this artifact is quantized already; give the float artifact that it came from.")
     recipe = load_recipe(name)
+    samples = calibration_conditions(pipeline, prompts)
     stats = None
     if recipe.needs_stats:
-        samples = _calibration_samples(pipeline, prompts)
-        with bar("calibrating", len(samples)) as advance:
+        with bar("calibrating (the first batch compiles)", len(samples)) as advance:
             stats = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)
     with working(f"quantizing to {name}"):
-        return pipeline.quantized(recipe, stats)
+        return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=stats)
 
 
-def _calibration_samples(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:
-    """The prompts given or packaged; for a class-conditional model 16 classes, evenly spread."""
-    facts = pipeline.facts["conditions"]
-    if facts["kind"] == "prompt":
-        return conditions((), prompts, (), "prompt")
-    if prompts:
+def calibration_conditions(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:
+    """The prompts of the file, or the default conditions."""
+    if prompts is None:
+        return default_conditions(pipeline)
+    if pipeline.facts["conditions"]["kind"] == "label":
         raise ValueError(
             "this model takes class indices, so there are no prompts to calibrate with; leave them out."
         )
-    classes = int(facts["classes"])
-    return [*range(0, classes, max(1, classes // 16))][:16]
+    return conditions((), prompts, (), "prompt")

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from viditq_jax.nn.attention import SelfAttention
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
-from viditq_jax.nn.linear import Linear, zeroed
-from viditq_jax.nn.norm import layer_norm, modulate
+from viditq_jax.nn.linear import Linear, Modulated, zeroed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +98,8 @@ class Block(nnx.Module):
         """Tokens x under the condition c."""
         silu, project = self.adaLN_modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(project(silu(c))[:, None], 6, axis=-1)
-        x = x + gate1 * self.attn(modulate(layer_norm(x), shift1, scale1))
-        x = x + gate2 * self.mlp(modulate(layer_norm(x, self.mlp_norm_eps), shift2, scale2))
+        x = x + gate1 * self.attn(Modulated(x, shift1, scale1))
+        x = x + gate2 * self.mlp(Modulated(x, shift2, scale2, self.mlp_norm_eps))
         return x
 
 
@@ -115,7 +114,7 @@ class FinalLayer(nnx.Module):
         """Tokens to flat patches."""
         silu, project = self.adaLN_modulation
         shift, scale = jnp.split(project(silu(c))[:, None], 2, axis=-1)
-        return self.linear(modulate(layer_norm(x), shift, scale))
+        return self.linear(Modulated(x, shift, scale))
 
 
 class DiT(nnx.Module):

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float
 from viditq_jax.nn.attention import attention, merge_heads, split_heads
 from viditq_jax.nn.conv import Conv
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
-from viditq_jax.nn.linear import Linear, zeroed
-from viditq_jax.nn.norm import LayerNorm, layer_norm, modulate
+from viditq_jax.nn.linear import Linear, Modulated, zeroed
+from viditq_jax.nn.norm import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,11 @@ class SelfAttention(nnx.Module):
         self.sr = _mean_conv(cfg.width, cfg.kv_factor, rngs=rngs) if compress else None
         self.norm = LayerNorm(cfg.width, eps=1e-5, rngs=rngs) if compress else None
 
-    def __call__(self, x: Float[Array, "b n d"], height: int) -> Float[Array, "b n d"]:
+    def folds(self) -> dict[str, tuple[str, int]]:
+        """Input channel j of `proj` mixes over tokens what row 2 d + j of `qkv` gives, unless normalized."""
+        return {} if self.sr is not None else {"proj": ("qkv", 2 * self.proj.weight.get_value().shape[1])}
+
+    def __call__(self, x: Float[Array, "b n d"] | Modulated, height: int) -> Float[Array, "b n d"]:
         """Tokens x of a grid with `height` rows."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -127,6 +131,10 @@ class CrossAttention(nnx.Module):
         self.q_linear = Linear(width, width, rngs=rngs)
         self.kv_linear = Linear(width, 2 * width, rngs=rngs)
         self.proj = zeroed(Linear(width, width, rngs=rngs))
+
+    def folds(self) -> dict[str, tuple[str, int]]:
+        """Input channel j of `proj` mixes over tokens what row d + j of `kv_linear` gives."""
+        return {"proj": ("kv_linear", self.proj.weight.get_value().shape[1])}
 
     def encode(self, y: Float[Array, "b l d"]) -> tuple[Float[Array, "b l h e"], Float[Array, "b l h e"]]:
         """Keys and values of the prompt."""
@@ -166,9 +174,9 @@ class Block(nnx.Module):
         """Tokens x of a grid with `height` rows, under the modulation and the prompt."""
         table = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(table, 6, axis=1)  # [b, 1, d] each
-        x = x + gate1 * self.attn(modulate(layer_norm(x), shift1, scale1), height)
+        x = x + gate1 * self.attn(Modulated(x, shift1, scale1), height)
         x = x + self.cross_attn(x, *kv, mask)  # reads the residual itself: no norm, no modulation, no gate
-        x = x + gate2 * self.mlp(modulate(layer_norm(x), shift2, scale2))
+        x = x + gate2 * self.mlp(Modulated(x, shift2, scale2))
         return x
 
 
@@ -196,7 +204,7 @@ class FinalLayer(nnx.Module):
         """Tokens to flat patches; e is the time embedding."""
         table = (self.scale_shift_table.get_value() + e[:, None]).astype(x.dtype)
         shift, scale = jnp.split(table, 2, axis=1)
-        return self.linear(modulate(layer_norm(x), shift, scale))
+        return self.linear(Modulated(x, shift, scale))
 
 
 class PixArt(nnx.Module):

@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from viditq_jax.nn.linear import Linear
+from viditq_jax.nn.linear import Linear, Modulated
 
 
 def attention(
@@ -48,6 +48,14 @@ class SelfAttention(nnx.Module):
         self.qkv = Linear(width, 3 * width, rngs=rngs)
         self.proj = Linear(width, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def folds(self) -> dict[str, tuple[str, int]]:
+        """Which layer's input channels are, each, mixed over tokens from one output row of another layer.
+
+        Channel j of the input of `proj` is a mix of what row 2 d + j of `qkv` gives: whatever scales the row
+        scales the channel.
+        """
+        return {"proj": ("qkv", 2 * self.proj.weight.get_value().shape[1])}
+
+    def __call__(self, x: Float[Array, "b n d"] | Modulated) -> Float[Array, "b n d"]:
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
         return self.proj(merge_heads(attention(q, k, v)))

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from viditq_jax.nn.linear import Linear
+from viditq_jax.nn.linear import Linear, Modulated
 
 
 def timestep_embedding(
@@ -96,5 +96,5 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(width, hidden, rngs=rngs)
         self.fc2 = Linear(hidden, out or width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
+    def __call__(self, x: Float[Array, "... d"] | Modulated) -> Float[Array, "... e"]:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))

@@ -5,7 +5,7 @@ decides what the layer computes. That is how quantized, observed and learned wei
 nothing of them.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,47 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from viditq_jax.net import Weight
+from viditq_jax.nn.norm import layer_norm, modulate
+
+
+class Modulated(NamedTuple):
+    """An input that is not normalized and modulated yet: modulate(layer_norm(x, eps), shift, scale).
+
+    A weight object may do both on its own way, such as with its balance folded into shift and scale; every
+    other takes `plain` of it.
+    """
+
+    x: jax.Array  # [b n d]
+    shift: jax.Array  # [b #n d]
+    scale: jax.Array  # [b #n d]
+    eps: float = 1e-6
+
+    @property
+    def dtype(self) -> Any:
+        """That of x, and so of the layer's output."""
+        return self.x.dtype
+
+    def float32(self, balance: Float[Array, " d"] | None = None) -> Float[Array, "b n d"]:
+        """The value without a rounding on the way, divided by `balance`.
+
+        The division costs nothing a token: it goes into shift and 1 + scale, [b 1 d] each.
+        """
+        shift, scale = self.shift.astype(jnp.float32), 1 + self.scale.astype(jnp.float32)
+        if balance is not None:
+            shift, scale = shift / balance, scale / balance
+        return layer_norm(self.x.astype(jnp.float32), self.eps) * scale + shift
+
+
+def plain(x: jax.Array | Modulated) -> jax.Array:
+    """The input as an array, rounded to its dtype after the norm and after the modulation."""
+    return modulate(layer_norm(x.x, x.eps), x.shift, x.scale) if isinstance(x, Modulated) else x
 
 
 @runtime_checkable
 class WeightObject(Protocol):
     """What may sit in a weight slot instead of a matrix."""
 
-    def linear(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def linear(self, x: jax.Array | Modulated, bias: jax.Array | None) -> jax.Array:
         """x [..., k] -> y [..., n], in the dtype of x."""
         ...
 
@@ -30,7 +64,7 @@ def precision(dtype: Any) -> jax.lax.Precision:
 
 
 def linear(
-    weight: Any, x: Float[Array, "... k"], bias: Float[Array, " n"] | None = None
+    weight: Any, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None = None
 ) -> Float[Array, "... n"]:
     """y = x @ weight.T + bias, summed in float32 and rounded once to the dtype of x.
 
@@ -38,6 +72,7 @@ def linear(
     """
     if isinstance(weight, WeightObject):
         return weight.linear(x, bias)
+    x = plain(x)
     y = jnp.einsum(
         "...k,nk->...n", x, weight, preferred_element_type=jnp.float32, precision=precision(x.dtype)
     )
@@ -54,7 +89,7 @@ class Linear(nnx.Module):
         self.weight = Weight(init(rngs.params(), (out_features, in_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if bias else None
 
-    def __call__(self, x: Float[Array, "... k"]) -> Float[Array, "... n"]:
+    def __call__(self, x: Float[Array, "... k"] | Modulated) -> Float[Array, "... n"]:
         return linear(self.weight.get_value(), x, None if self.bias is None else self.bias.get_value())
 
 

@@ -1,35 +1,43 @@
 """quantize: from a Net and a Recipe to a Net with quantized weights. The graphdef stays as it is."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from viditq_jax import plugins
 from viditq_jax.net import Net
-from viditq_jax.quant.qweight import QWeight, quantized_weight
+from viditq_jax.quant import low_rank
+from viditq_jax.quant.fold import fold, folded
+from viditq_jax.quant.methods import find_method
+from viditq_jax.quant.qweight import QWeight, quantized_part, quantized_weight
+from viditq_jax.quant.ranges import PerRange
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule
-from viditq_jax.quant.stats import Stats, abstract_stats
+from viditq_jax.quant.stats import LayerStats, Stats, abstract_stats
 
 
 def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
     """Replace every weight that the recipe names by its quantized form; leave the others as they are.
 
+    Each weight is prepared and rounded once. Balances that the layer before can take over go into its weight
+    and bias.
     net: real, or of shapes alone. Shapes give the shapes of the quantized Net, the target into which an
         artifact is restored; statistics are then not needed.
-    stats: of layers whose rule says static, from `calibrate` or `observe`.
+    stats: of layers whose rule needs them, from `calibrate` or `observe`, with a range for each of the
+        recipe's.
     Raises RecipeError, with all that is wrong, if the recipe does not fit the net, statistics are missing, or
     weights are not finite (not seen under a trace).
     """
     weights = net.weights()
     rules = recipe.resolve(weights)
-    if done := [path for path, rule in rules.items() if rule.weight and isinstance(weights[path], QWeight)]:
+    if done := [path for path, rule in rules.items() if rule.weight and quantized_part(weights[path])]:
         raise RecipeError(
             f"{len(done)} layers are quantized already ({done[0]}, ...); quantize the unquantized net."
         )
     if any(isinstance(weights[path], jax.ShapeDtypeStruct) for path in rules):
-        return jax.eval_shape(partial(_convert, rules=rules), net, abstract_stats(net))
+        shapes = abstract_stats(net, recipe.range_count)
+        return jax.eval_shape(partial(_convert, rules=_nearest(rules)), net, shapes)
     known = [
         path for path, rule in rules.items() if rule.weight and not isinstance(weights[path], jax.core.Tracer)
     ]
@@ -37,23 +45,78 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
         raise RecipeError(
             f"the weights of {', '.join(broken)} are not finite; check the checkpoint they are from."
         )
-    missing = [path for path, rule in rules.items() if rule.needs_stats and path not in (stats or {})]
-    if missing:
-        listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise RecipeError(
-            f"recipe {recipe.name}: {len(missing)} layers with static scales have no statistics: {listed}."
-            f" Calibrate on conditions that reach them, or give their rule dynamic inputs."
-        )
+    _check_stats(recipe, rules, stats or {})
     return _convert(net, stats or {}, rules=rules)
 
 
+def _check_stats(recipe: Recipe, rules: dict[str, Rule], stats: Stats) -> None:
+    """Raise RecipeError for statistics that are missing or not those of the recipe."""
+    wanted = [path for path, rule in rules.items() if rule.needs_stats]
+    missing = [path for path in wanted if path not in stats]
+    if missing:
+        raise RecipeError(
+            f"recipe {recipe.name}: {len(missing)} of its layers have no statistics: {_listed(missing)}."
+            f" Calibrate on conditions that reach them."
+        )
+    faults = []
+    for path in wanted:
+        found = stats[path].low
+        if found is not None and len(found) != recipe.range_count:
+            faults.append(f"{path}: {len(found)} ranges instead of {recipe.range_count}")
+        elif rules[path].needs_gram and stats[path].gram is None:
+            faults.append(f"{path}: no Gram matrix, which {rules[path].rounding} and low_rank use")
+        elif not bool((stats[path].count > 0).all()):
+            faults.append(f"{path}: a range in which no input was seen; calibrate with more steps")
+    if faults:
+        raise RecipeError(
+            f"recipe {recipe.name}: these statistics are not for it: {_listed(faults)}. Calibrate again with"
+            f" this recipe."
+        )
+
+
+def _listed(items: list[str]) -> str:
+    return "; ".join(items[:5]) + (" ..." if len(items) > 5 else "")
+
+
+def _nearest(rules: dict[str, Rule]) -> dict[str, Rule]:
+    """The rules with a rounding whose result has the same layout, and that is quick to trace."""
+    return {path: dataclasses.replace(rule, rounding="nearest") for path, rule in rules.items()}
+
+
 def _convert(net: Net, stats: Stats, *, rules: dict[str, Rule]) -> Net:
+    done = folded(net, rules)
+    net, stats = fold(net, rules, stats)
+
     def convert(path: str, weight: Any) -> Any:
         rule = rules.get(path)
         if rule is None or rule.weight is None:
             return weight
-        fit = plugins.find("viditq_jax.quant.rounding", rule.rounding, "fit")
+        prepare = [find_method("prepare", item) for item in rule.prepare[path in done :]]
         layer = stats.get(path)
-        return quantized_weight(fit(weight, rule.weight, layer), rule.act, layer)
+        if layer is None or not any(getattr(method.options, "ranges", False) for method in prepare):
+            return _quantized(path, weight, rule, prepare, layer)
+        each = [_quantized(path, weight, rule, prepare, layer.at(r)) for r in range(len(layer.low))]
+        return PerRange.of(each)
 
     return net.map_weights(convert)
+
+
+def _quantized(path: str, weight: Any, rule: Rule, prepare: list[Any], stats: LayerStats | None) -> QWeight:
+    """The object for one slot: prepare, split off a low-rank part, round once."""
+    steps: list[Any] = []
+    weight = weight.astype(jnp.float32)
+    for method in prepare:
+        step = method.module.fit(weight, stats, method.options, path=path)
+        weight = step.weight(weight)
+        stats = None if stats is None else stats.through(step)
+        steps.append(step)
+    assert rule.weight is not None
+    rounding = find_method("rounding", rule.rounding)
+    gram = stats.gram if stats is not None and rule.needs_gram else None
+    fit = partial(rounding.module.fit, spec=rule.weight, gram=gram, options=rounding.options)
+    branch = None
+    if rule.low_rank:
+        values, branch = low_rank.split(weight, rule.weight, fit, gram, rank=rule.low_rank)
+    else:
+        values = fit(weight)
+    return quantized_weight(values, rule.act, stats, prepare=tuple(steps), branch=branch)

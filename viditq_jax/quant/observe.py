@@ -1,8 +1,8 @@
 """Running a Net with taps in its weight slots.
 
-A tap computes what the weight computes and hands a summary of its input to the collection of the `observe`
-call that set it. The collection lives as long as that call, and comes out as a value; so `observe` can be
-jitted, and can be the body of a scan that carries the statistics.
+A tap computes what the weight computes and adds its input to the statistics of the `observe` call that set
+it. They live as long as that call, and come out as a value; so `observe` can be jitted, and can be the body
+of a scan that carries the statistics.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from jaxtyping import Array, Float
 
 from viditq_jax.net import Net
-from viditq_jax.nn.linear import linear
+from viditq_jax.nn.linear import Modulated, linear, plain
 from viditq_jax.quant.stats import LayerStats, Stats
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observed:
-    """A weight that reports its inputs to `collected` under `path`.
+    """A weight that adds its inputs to `collected[path]`.
 
     Not a pytree: it must not enter a jit or a scan.
     """
@@ -28,20 +28,30 @@ class Observed:
     weight: Any
     path: str
     collected: Stats
+    r: Any
+    initial: Any
 
-    def linear(self, x: Float[Array, "... k"], bias: Float[Array, " n"] | None) -> Float[Array, "... n"]:
+    def linear(
+        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None
+    ) -> Float[Array, "... n"]:
         """What the weight computes."""
-        seen = self.collected.get(self.path) or LayerStats.empty(x.shape[-1])
-        self.collected[self.path] = seen.update(x)
+        rows = plain(x)
+        seen = self.collected.get(self.path) or LayerStats.empty(rows.shape[-1])
+        self.collected[self.path] = seen.update(rows, self.r, self.initial)
         return linear(self.weight, x, bias)
 
 
-def observe(net: Net, run: Callable[[Net], T]) -> tuple[T, Stats]:
-    """The result of `run(net)`, and the statistics of all inputs that its linear layers saw.
+def observe(
+    net: Net, run: Callable[[Net], T], stats: Stats | None = None, *, r: Any = 0, initial: Any = False
+) -> tuple[T, Stats]:
+    """The result of `run(net)`, and `stats` with all inputs added that its linear layers saw.
 
     run: calls the model it is given, once or several times, and not inside a jit, scan or other transform of
-    its own: put the transform around observe.
+        its own: put the transform around observe.
+    stats: layers that are absent start empty, with one range and no Gram matrix. r, initial: of
+        `LayerStats.update`.
     """
-    collected: Stats = {}
-    result = run(net.map_weights(lambda path, weight: Observed(weight, path, collected)))
+    collected = dict(stats or {})
+    tapped = net.map_weights(lambda path, weight: Observed(weight, path, collected, r, initial))
+    result = run(tapped)
     return result, dict(sorted(collected.items()))

@@ -1,13 +1,15 @@
 """QWeight: a quantized weight in the slot of a linear layer, and what the layer then computes.
 
-    inputs          codes of x                                         product
-    dynamic         a scale per row, from the row itself               integers
-    static          one scale, from calibration; larger inputs clip    integers
-    none            x as it is ("weight-only")                         floats, on the dequantized weight
+    prepare         what is done to x first, in float32: divided by a balance, rotated
+    inputs          codes of the prepared x                            product
+      dynamic       a scale per row, from the row itself               integers (or fp8)
+      static        one scale, from calibration; larger inputs clip    integers (or fp8)
+      none          x as it is ("weight-only")                         floats, on the dequantized weight
+    branch          a low-rank part of the weight, on the prepared x   bfloat16, float32 sums
 
-Integer products follow `pallas_kernels`: exact int32 sums, scales and bias in float32, one rounding to the
-dtype of x. Weight-only saves memory and no time: the weight is dequantized, in float32 and rounded to the
-dtype of x, in each call.
+Integer products follow `pallas_kernels`: exact int32 sums, scales, branch and bias in float32, one rounding
+to the dtype of x. Weight-only saves memory and no time: the weight is dequantized, in float32 and rounded to
+the dtype of x, in each call.
 """
 
 import dataclasses
@@ -18,10 +20,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.packed_matmul import packed_matmul
-from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.scaled_matmul import scaled_matmul
-from viditq_jax.nn.linear import linear
+from viditq_jax.nn.linear import Modulated, linear
+from viditq_jax.quant.inputs import quantize_input, static_scale
+from viditq_jax.quant.low_rank import LowRank
+from viditq_jax.quant.prepare.balance import Balance
 from viditq_jax.quant.qtensor import QTensor
+from viditq_jax.quant.ranges import PerRange
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats
 
@@ -31,10 +36,12 @@ from viditq_jax.quant.stats import LayerStats
 class QWeight:
     """A quantized weight and how its input is quantized. Made by `quantized_weight`."""
 
-    weight: QTensor
+    weight: QTensor  # of the prepared weight
     weight_sum: Any  # [n, 1] or [n, groups] int32, sums that input zero points need; None without them
-    act_scale: Any  # [1, 1] float32 where the input is static
-    act_zero: Any  # [1, 1] int8 where the input is static and asymmetric
+    prepare: tuple[Any, ...]  # in the order in which they meet the input
+    branch: LowRank | None
+    act_scale: Any  # [1, 1] float32 where the input is static, or one for each range
+    act_zero: Any  # [1, 1] int8 where the input is static and asymmetric, or one for each range
     act: Spec | None = dataclasses.field(metadata={"static": True})
 
     @property
@@ -42,49 +49,98 @@ class QWeight:
         """[n, k] of the weight."""
         return self.weight.shape
 
-    def linear(self, x: Float[Array, "... k"], bias: Float[Array, " n"] | None) -> Float[Array, "... n"]:
-        """y = quantized x @ quantized weight.T + bias, in the dtype of x."""
-        weight = self.weight
+    def linear(
+        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None
+    ) -> Float[Array, "... n"]:
+        """y = quantized x @ quantized weight.T + branch + bias, in the dtype of x."""
+        weight, dtype = self.weight, x.dtype
+        prepared = self.inputs(x)
+        branch: Any = 0
+        if self.branch is not None:
+            flat = self.branch.product(prepared.reshape(-1, prepared.shape[-1]).astype(jnp.float32))
+            branch = flat.reshape(*prepared.shape[:-1], -1)
         if self.act is None:
-            return linear(weight.dequantize().astype(x.dtype), x, bias)
-        rows = quantize_rows(
-            x.reshape(-1, x.shape[-1]),
-            bits=self.act.bits,
-            symmetric=self.act.symmetric,
-            scale=self.act_scale,
-            zero=self.act_zero,
-            with_sum=weight.zero is not None and not weight.spec.packed,
+            y = linear(weight.dequantize().astype(dtype), prepared.astype(dtype), bias)
+            return y if self.branch is None else (y.astype(jnp.float32) + branch).astype(dtype)
+        rows = quantize_input(
+            prepared,
+            self.act,
+            self.act_scale,
+            self.act_zero,
+            with_sum=weight.zero is not None and not weight.spec.packed and weight.spec.group is None,
         )
         common: dict[str, Any] = dict(
-            x_zero=rows.zero, w_zero=weight.zero, w_sum=self.weight_sum, bias=bias, out_dtype=x.dtype
+            x_zero=rows.zero,
+            w_zero=weight.zero,
+            w_sum=self.weight_sum,
+            bias=bias,
+            out_dtype=dtype if self.branch is None else jnp.float32,
         )
         if weight.spec.packed:
             y = packed_matmul(rows.codes, weight.values, rows.scale, weight.scale, **common)
         else:
             y = scaled_matmul(rows.codes, weight.values, rows.scale, weight.scale, x_sum=rows.sum, **common)
-        return y.reshape(*x.shape[:-1], -1)
+        y = y.reshape(*prepared.shape[:-1], -1)
+        return y if self.branch is None else (y + branch).astype(dtype)
+
+    def inputs(self, x: Float[Array, "... k"] | Modulated) -> Float[Array, "... k"]:
+        """x prepared: what is quantized. A balance of a modulated input goes into its modulation."""
+        steps = self.prepare
+        if isinstance(x, Modulated):
+            balanced = bool(steps) and isinstance(steps[0], Balance)
+            rows, steps = x.float32(steps[0].scale if balanced else None), steps[balanced:]
+        else:
+            rows = x
+        for step in steps:
+            rows = step.inputs(rows)
+        return rows
 
 
-def quantized_weight(weight: QTensor, act: Spec | None, stats: LayerStats | None = None) -> QWeight:
+def quantized_weight(
+    weight: QTensor,
+    act: Spec | None,
+    stats: LayerStats | None = None,
+    *,
+    prepare: tuple[Any, ...] = (),
+    branch: LowRank | None = None,
+) -> QWeight:
     """The object for a weight slot.
 
-    act: how inputs are quantized; None leaves them. stats: of the inputs; needed where act is static, and
-    only there.
+    weight: of the prepared weight. act: how inputs are quantized; None leaves them. stats: of the prepared
+    inputs; needed where act is static, and only there.
     """
-    scale = zero = None
+    scale: Any = None
+    zero: Any = None
     if act is not None and act.static:
-        if stats is None:
-            raise ValueError(f"{act} takes its scale from calibration; give the statistics of this layer.")
-        extremes = jnp.stack([stats.low.min(), stats.high.max()])[None]
-        _, scale, zero, _ = quantize_rows(extremes, bits=act.bits, symmetric=act.symmetric)
+        if stats is None or stats.low is None:
+            raise ValueError(
+                f"{act} takes its scale from calibration; give the statistics of this layer, whose channels"
+                f" no rotation has mixed."
+            )
+        low, high = stats.low.min(1), stats.high.max(1)
+        if act.per_range:
+            each = [static_scale(act, low[r], high[r]) for r in range(len(low))]
+            scale = PerRange.of([scale for scale, _ in each])
+            zero = None if act.symmetric else PerRange.of([zero for _, zero in each])
+        else:
+            scale, zero = static_scale(act, low.min(), high.max())
     weight_sum = None if act is None or act.symmetric else _code_sums(weight)
-    return QWeight(weight, weight_sum, scale, zero, act)
+    return QWeight(weight, weight_sum, prepare, branch, scale, zero, act)
+
+
+def quantized_part(weight: Any) -> QWeight | None:
+    """The QWeight of a slot, that of the first range where there are several; None for a float weight."""
+    while isinstance(weight, PerRange):
+        weight = weight.stacked
+    return weight if isinstance(weight, QWeight) else None
 
 
 def _code_sums(weight: QTensor) -> jax.Array:
-    """Sums of the codes of a row; of packed weights, of code - zero of each group, as packed_matmul wants."""
+    """Sums of the codes of a row; of packed and grouped weights, of code - zero of each group, as the
+    products want them.
+    """
     codes = weight.codes().astype(jnp.int32)
-    if not weight.spec.packed:
+    if not weight.spec.packed and weight.spec.group is None:
         return codes.sum(1, keepdims=True)
     groups = codes.reshape(codes.shape[0], weight.scale.shape[1], -1)
     return (groups if weight.zero is None else groups - weight.zero[..., None]).sum(2)

@@ -2,9 +2,11 @@
 
     {"source": "...", "expect": {...}, "rules": [
       {"match": ["final_layer*"], "weight": null, "why": "..."},
-      {"match": "blocks/*", "weight": "int8/channel/asym", "act": "int8/token", "why": "..."}]}
+      {"match": "blocks/*", "weight": "int4/channel/asym", "act": "int8/token",
+       "prepare": ["balance:alpha=0.11", "hadamard"], "rounding": "gptq", "why": "..."}]}
 
-The first rule that matches the path of a layer wins; layers that no rule matches stay as they are.
+The first rule that matches the path of a layer wins; layers that no rule matches stay as they are. Every
+pattern matches something, unless the rule is optional.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from viditq_jax import plugins
+from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.spec import Spec
 
 PACKAGED = "viditq_jax.assets"
@@ -35,7 +37,10 @@ class Rule:
     weight: None leaves the layer in floating point. act: of the inputs; None multiplies unquantized inputs.
     prepare: files of quant/prepare, each with its options after a colon, in the order in which they meet the
     input.
-    rounding: a file of quant/rounding. why: a remark for people, shown in reports.
+    rounding: a file of quant/rounding, with its options likewise.
+    low_rank: rank of a branch that keeps the top singular part of the weight in bfloat16; 0 for none.
+    optional: patterns may match nothing, so that one recipe fits several architectures.
+    why: a remark for people, shown in reports.
     """
 
     match: tuple[str, ...]
@@ -43,6 +48,8 @@ class Rule:
     act: Spec | None = None
     prepare: tuple[str, ...] = ()
     rounding: str = "nearest"
+    low_rank: int = 0
+    optional: bool = False
     why: str = ""
 
     def matches(self, path: str) -> bool:
@@ -52,7 +59,23 @@ class Rule:
     @property
     def needs_stats(self) -> bool:
         """Whether the layers must be calibrated."""
-        return self.act is not None and self.act.static
+        static = self.act is not None and self.act.static
+        prepared = (find_method("prepare", item).module.NEEDS_STATS for item in self.prepare)
+        return static or self.needs_gram or any(prepared)
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether calibration must keep the Gram matrix of the layers' inputs."""
+        if self.weight is None:
+            return False
+        return self.low_rank > 0 or find_method("rounding", self.rounding).module.NEEDS_GRAM
+
+    @property
+    def changes(self) -> bool:
+        """Whether parameters change over the denoising ranges."""
+        prepared = (find_method("prepare", item).options for item in self.prepare)
+        static = self.act is not None and self.act.per_range
+        return static or any(getattr(options, "ranges", False) for options in prepared)
 
     def faults(self) -> list[str]:
         """What makes the rule impossible for any layer."""
@@ -62,15 +85,30 @@ class Rule:
             found.append(f"weight: {self.weight} is for inputs; {hint}")
         if self.act is not None and not self.act.for_input:
             found.append(f"act: {self.act} is for weights; inputs are int8/token or int8/tensor/static")
-        if self.weight is None and (self.act is not None or self.prepare):
-            found.append("act or prepare with an unquantized weight; give the weight a format, or drop them")
-        methods = [("rounding", self.rounding), *(("prepare", item.split(":")[0]) for item in self.prepare)]
-        for kind, name in methods:
-            known = plugins.names(f"viditq_jax.quant.{kind}")
-            if name not in known:
-                found.append(
-                    f"{kind}: {name!r} is not known; known: {', '.join(known) or 'none in this version'}"
-                )
+        if self.weight is None and (self.act is not None or self.prepare or self.low_rank):
+            found.append(
+                "act, prepare or low_rank with an unquantized weight; give the weight a format, or drop them"
+            )
+        if self.low_rank < 0:
+            found.append(f"low_rank: {self.low_rank}; give the rank of the branch, or 0 for none")
+        for kind, text in [("rounding", self.rounding), *(("prepare", item) for item in self.prepare)]:
+            try:
+                find_method(kind, text)
+            except ValueError as error:
+                found.append(f"{kind}: {error}")
+        return found
+
+    def misfits(self, shape: tuple[int, ...]) -> list[str]:
+        """Why a weight of this shape cannot have what the rule says."""
+        if self.weight is None:
+            return []
+        if reason := self.weight.misfit(shape):
+            return [f"{self.weight}: {reason}"]
+        methods = [(item, find_method("prepare", item)) for item in self.prepare]
+        reasons = [(item, method.module.misfit(shape[1], method.options)) for item, method in methods]
+        found = [f"{item}: {reason}" for item, reason in reasons if reason]
+        if self.low_rank > min(shape):
+            found.append(f"low_rank: {self.low_rank} is more than its {min(shape)} inputs or outputs")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +119,8 @@ class Rule:
             "act": None if self.act is None else str(self.act),
             "prepare": list(self.prepare),
             "rounding": self.rounding,
+            "low_rank": self.low_rank,
+            "optional": self.optional,
             "why": self.why,
         }
 
@@ -89,12 +129,17 @@ class Rule:
 class Recipe:
     """Rules in order of precedence.
 
-    ranges: times, rising, between which parameters of `prepare` change during denoising.
+    ranges: times, rising, at which parameters change during denoising: (501,) means 0 to 500 and from 501 on.
+    tuning: a file of quant/tuning, with its options, that trains the rounding of whole blocks afterwards.
+    correction: "ptqd" measures afterwards how the noise of quantization follows the prediction, and removes
+        that part.
     source: where the recipe is from. expect: the quality and size that it should reach.
     """
 
     rules: tuple[Rule, ...]
     ranges: tuple[int, ...] = ()
+    tuning: str = ""
+    correction: str = ""
     source: str = ""
     expect: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     name: str = "unnamed"
@@ -104,39 +149,65 @@ class Recipe:
         """Whether some layers must be calibrated."""
         return any(rule.needs_stats for rule in self.rules)
 
+    @property
+    def needs_samples(self) -> bool:
+        """Whether the float model must be run on some conditions."""
+        return self.needs_stats or bool(self.tuning or self.correction)
+
+    @property
+    def range_count(self) -> int:
+        """How many ranges of denoising times there are."""
+        return len(self.ranges) + 1
+
     def faults(self) -> list[str]:
         """What makes the recipe impossible for any model, each with the number of its rule."""
         found = [f"rule {i}: {fault}" for i, rule in enumerate(self.rules, 1) for fault in rule.faults()]
         if any(not 0 < t < 1000 for t in self.ranges) or any(a >= b for a, b in pairwise(self.ranges)):
             found.append(f"ranges: {list(self.ranges)} do not rise between 1 and 999")
-        if self.ranges and not any(rule.prepare for rule in self.rules):
-            found.append("ranges: they change what prepare does, and no rule has one; drop them")
+        if not found and bool(self.ranges) != any(rule.changes for rule in self.rules):
+            found.append(
+                "ranges: no rule has parameters that change over them; drop them, or mark a balance with"
+                " ranges=true or an input with /range"
+                if self.ranges
+                else "ranges: a rule has parameters that change over them; give the bounds"
+            )
+        if self.correction not in ("", "ptqd"):
+            found.append(f"correction: {self.correction!r} is not known; known: ptqd")
+        if self.tuning:
+            try:
+                find_method("tuning", self.tuning)
+            except ValueError as error:
+                found.append(f"tuning: {error}")
         return found
 
     def resolve(self, weights: Mapping[str, Any]) -> dict[str, Rule]:
         """The rule of each layer that has one.
 
         weights: path -> anything with a shape [n, k], such as `net.weights()`, of a real or an abstract Net.
-        Raises RecipeError for impossible rules, for rules that never win, and for layers that do not fit
-        their rule.
+        Raises RecipeError for impossible rules, for patterns that match nothing and rules that never win
+        (unless optional), and for layers that do not fit their rule.
         """
+        if faults := self.faults():
+            raise RecipeError(f"recipe {self.name} is impossible:\n  " + "\n  ".join(faults))
         matching = {path: [i for i, rule in enumerate(self.rules) if rule.matches(path)] for path in weights}
         winner = {path: numbers[0] for path, numbers in matching.items() if numbers}
-        faults = self.faults()
         for i, rule in enumerate(self.rules):
-            where = f"rule {i + 1}: {' | '.join(rule.match)}"
-            if not any(i in numbers for numbers in matching.values()):
-                near = ", ".join(_nearest_paths(rule, weights))
+            if rule.optional:
+                continue
+            idle = [p for p in rule.match if not any(fnmatch.fnmatchcase(path, p) for path in weights)]
+            for pattern in idle:
+                near = ", ".join(_nearest_paths(pattern, weights))
                 faults.append(
-                    f"{where} matches none of the {len(weights)} layers; nearest: {near}. Fix the"
-                    f" pattern, or delete the rule"
+                    f"rule {i + 1}: {pattern} matches none of the {len(weights)} layers; nearest: {near}. Fix"
+                    f" or delete the pattern, or mark the rule as optional"
                 )
-            elif i not in winner.values():
+            if not idle and i not in winner.values():
+                where = f"rule {i + 1}: {' | '.join(rule.match)}"
                 faults.append(f"{where}: earlier rules take all of its layers. Move it up, or delete it")
         for path, i in winner.items():
-            spec = self.rules[i].weight
-            if spec is not None and (reason := spec.misfit(weights[path].shape)):
-                faults.append(f"rule {i + 1}: {path}: {spec}: {reason}")
+            faults += [
+                f"rule {i + 1}: {path}: {reason}" for reason in self.rules[i].misfits(weights[path].shape)
+            ]
         if faults:
             raise RecipeError(f"recipe {self.name} does not fit the model:\n  " + "\n  ".join(faults))
         return {path: self.rules[i] for path, i in winner.items()}
@@ -145,13 +216,15 @@ class Recipe:
         """The recipe as it is written in a file; `from_json` gives it back."""
         rules = [rule.to_json() for rule in self.rules]
         facts = {"name": self.name, "source": self.source, "expect": dict(self.expect)}
-        return {**facts, "ranges": list(self.ranges), "rules": rules}
+        after = {"tuning": self.tuning, "correction": self.correction}
+        return {**facts, "ranges": list(self.ranges), **after, "rules": rules}
 
     @classmethod
     def from_json(cls, data: Any, *, file: str = "recipe") -> "Recipe":
         """Check and build. Raises RecipeError with every fault, with `file` and the number of the rule."""
         faults: list[str] = []
-        kinds = {"name": str, "source": str, "expect": dict, "ranges": list, "rules": list}
+        texts = dict.fromkeys(("name", "source", "tuning", "correction"), str)
+        kinds = {**texts, "expect": dict, "ranges": list, "rules": list}
         fields = _checked(data, kinds, "", faults)
         if not fields.get("rules"):
             faults.append("rules: give a list of at least one rule")
@@ -202,7 +275,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 def _rule(data: Any, where: str, faults: list[str]) -> Rule | None:
     """The rule; None if its fields are faulty."""
     before = len(faults)
-    kinds = {"match": (str, list), "weight": str, "act": str, "prepare": list, "rounding": str, "why": str}
+    texts = dict.fromkeys(("weight", "act", "rounding", "why"), str)
+    kinds = {**texts, "match": (str, list), "prepare": list, "low_rank": int, "optional": bool}
     fields = _checked(data, kinds, where, faults)
     match = fields.get("match", [])
     fields["match"] = [match] if isinstance(match, str) else match
@@ -239,6 +313,5 @@ def _checked(data: Any, kinds: dict[str, Any], where: str, faults: list[str]) ->
     return good
 
 
-def _nearest_paths(rule: Rule, paths: Mapping[str, Any]) -> list[str]:
-    found = [difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) for pattern in rule.match]
-    return list(dict.fromkeys(path for near in found for path in near))[:3] or list(paths)[:3]
+def _nearest_paths(pattern: str, paths: Mapping[str, Any]) -> list[str]:
+    return difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or list(paths)[:3]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from viditq_jax.net import Net
-from viditq_jax.quant.qweight import QWeight
+from viditq_jax.quant.qweight import quantized_part
 
 
 class WeightBytes(NamedTuple):
@@ -17,7 +17,7 @@ class WeightBytes(NamedTuple):
 
 def weight_bytes(net: Net) -> dict[str, WeightBytes]:
     """The bytes of each quantized linear weight, by layer; layers left in floating point are absent."""
-    return {path: _bytes(weight) for path, weight in net.weights().items() if isinstance(weight, QWeight)}
+    return {path: _bytes(weight) for path, weight in net.weights().items() if quantized_part(weight)}
 
 
 def _bytes(weight: Any) -> WeightBytes:

@@ -73,7 +73,7 @@ def advance(
     def body(carry: tuple[Array, Any], row: Mapping[str, Array]) -> tuple[tuple[Array, Any], None]:
         x, memory = carry
         out = denoise(x, jnp.full(x.shape[:1], row["t"]), row["i"])
-        return sampler.step(x, out, row, memory, _fold(keys, row["i"] + 1)), None
+        return sampler.step(x, out, row, memory, step_keys(keys, row["i"])), None
 
     columns = {name: jnp.asarray(column) for name, column in rows.items()}
     return jax.lax.scan(body, (x, memory), columns)[0]
@@ -82,6 +82,11 @@ def advance(
 def sample_keys(seed: int, start: int, count: int) -> Key[Array, " count"]:
     """The keys of samples start, start + 1, ... of a run with this seed."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(start, start + count))
+
+
+def step_keys(keys: Key[Array, " b"], i: int | Int[Array, ""]) -> Key[Array, " b"]:
+    """The keys of step i of each sample."""
+    return _fold(keys, i + 1)
 
 
 def draw_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:

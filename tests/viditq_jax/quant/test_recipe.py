@@ -20,7 +20,9 @@ SHAPES = {
         "head": (8, 192),
     }.items()
 }
-PACKAGED = ["float", "w4a8-group", "w4a8-naive", "w8a8", "w8a8-static"]
+BASELINES = ("naive-static", "smoothquant", "quarot", "q-diffusion", "ptqd")
+OURS = ("float", "w8a8", "w8a8-dynamic", "w6a6", "w4a8", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
+PACKAGED = sorted([*OURS, *(f"{name}-{bits}" for name in BASELINES for bits in ("w8a8", "w4a8"))])
 
 
 def recipe(*rules, **fields):
@@ -39,6 +41,17 @@ def test_a_rule_that_matches_nothing_is_an_error_with_the_nearest_names():
         recipe(Rule(("*",), W8), Rule(("blocks/0/mlp/fc3",), None)).resolve(SHAPES)
 
 
+def test_a_pattern_that_matches_nothing_is_an_error_even_beside_one_that_does():
+    """Names in the release's lists matched nothing, and nobody noticed (D17)."""
+    with pytest.raises(RecipeError, match=r"rule 1: blocks.0.mlp.fc2 matches none of the 3 layers"):
+        recipe(Rule(("head", "blocks.0.mlp.fc2"), W8)).resolve(SHAPES)
+
+
+def test_patterns_of_an_optional_rule_may_match_nothing():
+    rule = Rule(("head", "t_block/*"), W8, optional=True)
+    assert recipe(rule, Rule(("nowhere",), None, optional=True)).resolve(SHAPES) == {"head": rule}
+
+
 def test_a_rule_whose_layers_are_all_taken_is_an_error():
     with pytest.raises(RecipeError, match="rule 2: head: earlier rules take all"):
         recipe(Rule(("*",), W8), Rule(("head",), None)).resolve(SHAPES)
@@ -55,10 +68,18 @@ def test_a_format_that_does_not_fit_is_an_error_that_names_layer_and_rule_and_wh
     ("rule", "message"),
     [
         (Rule(("*",), W8, rounding="nearly"), "rule 1: rounding: 'nearly' is not known; known: .*nearest"),
-        (Rule(("*",), W8, prepare=("balanse:0.1",)), "rule 1: prepare: 'balanse' is not known"),
+        (Rule(("*",), W8, prepare=("balanse:0.1",)), "rule 1: prepare: 'balanse' is not known; known: balance"),
+        (Rule(("*",), W8, prepare=("balance:beta=1",)), "prepare: 'balance' has no option 'beta=1'.*alpha"),
+        (Rule(("*",), W8, prepare=("balance:alpha=much",)), "balance: alpha='much' is not a number"),
+        (Rule(("*",), W8, prepare=("balance:alpha=1.5",)), "balance: alpha is 1.5; it lies in"),
+        (Rule(("*",), None, low_rank=4), "rule 1: act, prepare or low_rank with an unquantized weight"),
+        (Rule(("*",), W8, low_rank=-4), "rule 1: low_rank: -4"),
+        (Rule(("head",), W8, low_rank=9), "rule 1: head: low_rank: 9 is more than its 8"),
+        (Rule(("head",), W8, prepare=("hadamard:block=25",)), "rule 1: head: hadamard:block=25: "),
+        (Rule(("*",), W8, prepare=("balance:ranges=true",)), "ranges: a rule has parameters that change"),
         (Rule(("*",), Spec.parse("int8/token")), "rule 1: weight: int8/token is for inputs"),
         (Rule(("*",), W8, W8), "rule 1: act: int8/channel is for weights"),
-        (Rule(("*",), None, Spec.parse("int8/token")), "rule 1: act or prepare with an unquantized weight"),
+        (Rule(("*",), None, Spec.parse("int8/token")), "rule 1: act, prepare or low_rank with an unquantized"),
     ],
 )
 def test_an_impossible_rule_is_an_error(rule, message):
@@ -77,8 +98,12 @@ def test_ranges_must_rise_and_have_a_use(ranges, message):
 def test_a_recipe_survives_a_file(tmp_path):
     written = recipe(
         Rule(("a*", "b"), None, why="small"),
-        Rule(("*",), Spec.parse("int4/group64/asym"), Spec.parse("int8/token")),
-        source="here", expect={"fid": 3.5}, name="mine",
+        Rule(
+            ("*",), Spec.parse("int4/group64/asym"), Spec.parse("int8/token"),
+            prepare=("balance:alpha=0.3,ranges=true", "hadamard:block=64"), rounding="gptq", low_rank=4,
+            optional=True,
+        ),
+        ranges=(250, 501), correction="ptqd", source="here", expect={"fid": 3.5}, name="mine",
     )  # fmt: skip
     written.save(tmp_path / "file.json")
     assert load_recipe(tmp_path / "file.json") == written

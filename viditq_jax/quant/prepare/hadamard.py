@@ -10,7 +10,7 @@ them again on loading; the transform takes float32 and is fast, where it multipl
 
 import dataclasses
 import zlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Rotation:
     block: int = dataclasses.field(metadata={"static": True})
     regular: bool = dataclasses.field(metadata={"static": True})
     k: int = dataclasses.field(metadata={"static": True})
+    elementwise: ClassVar[bool] = False
 
     def inputs(self, x: Float[Array, "*batch k"]) -> Float32[Array, "*batch k"]:
         """Rotated inputs. The transform is linear and keeps the length of each row."""

@@ -1,0 +1,119 @@
+"""Parameters that change over the denoising steps: which range a time is in, and how one is chosen."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from viditq_jax.calibrate import calibrate
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.quant.ranges import PerRange, at_range, per_range, range_index, runs, weights_change
+from viditq_jax.quant.recipe import Recipe, Rule
+from viditq_jax.quant.spec import Spec
+
+PROMPTS = ["a red apple", "two blue dogs"]
+W8, W4 = Spec.parse("int8/channel/asym"), Spec.parse("int4/channel/asym")
+STATIC, DYNAMIC = Spec.parse("int8/tensor/asym/static/range"), Spec.parse("int8/token")
+ONCE = Rule(("*/kv_linear",), W8, DYNAMIC)  # runs once a prompt, before the loop
+VECTORS = Recipe((ONCE, Rule(("blocks/*",), W8, STATIC)), ranges=(300, 600), name="vectors")
+WEIGHTS = Recipe(
+    (ONCE, Rule(("blocks/*",), W4, DYNAMIC, prepare=("balance:alpha=0.4,ranges=true",))),
+    ranges=(300, 600), name="weights",
+)  # fmt: skip
+
+
+def test_times_at_the_edges_of_ranges():
+    """The release's intervals [0, 500] and [501, 1000]."""
+    assert range_index(np.asarray([0, 500, 501, 1000]), (501,)).tolist() == [0, 0, 1, 1]
+    assert range_index(np.asarray([999.0, 500.5]), ()).tolist() == [0, 0]
+
+
+def test_runs_are_the_stretches_of_equal_ranges_in_order():
+    assert list(runs(np.asarray([2, 2, 1, 0, 0]))) == [(2, slice(0, 2)), (1, slice(2, 3)), (0, slice(3, 5))]
+    assert list(runs(np.asarray([1]))) == [(1, slice(0, 1))]
+
+
+def test_a_value_of_a_range_is_the_one_that_was_put_there():
+    values = [{"a": jnp.full(3, i), "b": jnp.full((2, 2), -i)} for i in range(3)]
+    both = PerRange.of(values)
+    jax.tree.map(np.testing.assert_array_equal, both.at(1), values[1])
+    traced = jax.jit(lambda value, r: value.at(r))(both, jnp.int32(2))
+    jax.tree.map(np.testing.assert_array_equal, traced, values[2])
+
+
+def quantized(recipe: Recipe) -> Pipeline:
+    pipeline = tiny.pipeline()
+    return pipeline.quantized(recipe, calibrate(pipeline, PROMPTS, recipe))
+
+
+def by_hand(pipeline: Pipeline) -> np.ndarray:
+    """Three steps, one in each range, each by a pipeline whose parameters never change."""
+    sampler = pipeline.sampler
+    index = range_index(np.asarray(sampler.table(pipeline.steps)["t"]), pipeline.recipe.ranges)
+    assert index.tolist() == [2, 1, 0]
+    from viditq_jax.programs import guided_model
+    from viditq_jax.sampling.sample import advance, draw_noise, rows, sample_keys
+
+    keys = sample_keys(0, 0, len(PROMPTS))
+    x = draw_noise(keys, pipeline.latent_shape())
+    memory, table = sampler.init(x), rows(sampler, pipeline.steps)
+    conditions = pipeline.encode(PROMPTS, guide=True)
+    for i, r in enumerate(index):
+        net = at_range(pipeline.denoiser, int(r))
+        assert not per_range(net.params)
+        model = guided_model(net, conditions, 3.0, dataclasses.replace(pipeline.guidance, scale=0.0))
+        row = {name: column[i : i + 1] for name, column in table.items()}
+        x, memory = advance(model, sampler, x, memory, keys, row)
+    return np.asarray(x)
+
+
+@pytest.mark.parametrize("recipe", [VECTORS, WEIGHTS], ids=lambda recipe: recipe.name)
+def test_each_step_uses_the_parameters_of_its_range(recipe):
+    """They were once those of the first range for ever (D3). Compiled as one, steps round as on their own."""
+    pipeline = quantized(recipe)
+    assert weights_change(pipeline.denoiser) == (recipe is WEIGHTS)
+    found, expected = np.asarray(pipeline.latents(PROMPTS)), by_hand(pipeline)
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    same = dataclasses.replace(pipeline, denoiser=freeze(pipeline, 0))
+    other = np.abs(np.asarray(same.latents(PROMPTS)) - expected).max()
+    assert other > 5e-3 * np.abs(expected).max()  # so the line above can tell
+
+
+def freeze(pipeline: Pipeline, r: int):
+    return at_range(pipeline.denoiser, r)
+
+
+@pytest.mark.parametrize("recipe", [VECTORS, WEIGHTS], ids=lambda recipe: recipe.name)
+def test_a_pipeline_with_ranges_reloads_bit_for_bit(recipe, tmp_path):
+    from viditq_jax.pipeline import load_pipeline
+
+    pipeline = quantized(recipe)
+    pipeline.save(tmp_path / "small")
+    again = load_pipeline(tmp_path / "small")
+    jax.tree.map(np.testing.assert_array_equal, again.denoiser.params, pipeline.denoiser.params)
+    np.testing.assert_array_equal(again.latents(PROMPTS), pipeline.latents(PROMPTS))
+
+
+def test_a_trajectory_with_ranges_is_one_program():
+    from viditq_jax import programs
+
+    pipeline = quantized(VECTORS)
+    pipeline.latents(PROMPTS)
+    before = programs.denoise._cache_size()
+    pipeline.latents(PROMPTS, seed=5)
+    assert programs.denoise._cache_size() == before
+
+
+def test_small_vectors_are_shared_weights_with_a_scale_a_range():
+    weight = quantized(VECTORS).denoiser.weights()["blocks/0/mlp/fc1"]
+    assert weight.weight.values.ndim == 2
+    assert weight.act_scale.stacked.shape == (3, 1, 1)
+
+
+def test_ranges_for_what_runs_once_a_prompt_are_refused():
+    everywhere = dataclasses.replace(VECTORS, rules=VECTORS.rules[1:])
+    with pytest.raises(ValueError, match="give its rule no ranges"):
+        quantized(everywhere).latents(PROMPTS)

@@ -1,0 +1,129 @@
+"""Post-training quantization of a pipeline, from a recipe and some conditions: all that a recipe asks for.
+
+calibrate    statistics of the float model, where a rule needs them
+quantize     the denoiser, layer by layer
+tune         the rounding of whole blocks, where the recipe says so
+correct      PTQD's correction, where the recipe says so
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import resources
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from viditq_jax.calibrate import calibrate
+from viditq_jax.net import Net
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.programs import Bounds, Guidance, guided_model, parts
+from viditq_jax.quant.recipe import Recipe
+from viditq_jax.quant.stats import Stats
+from viditq_jax.sampling.ptqd import correlation
+from viditq_jax.sampling.sample import Denoise, draw_noise, rows, sample_keys, step_keys
+
+CLASSES = 16  # that a class-conditional model is calibrated on where none are given
+
+
+def quantize_pipeline(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    conditions: Sequence[str | int] | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    stats: Stats | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Pipeline:
+    """The pipeline with its denoiser quantized, after whatever calibration the recipe needs.
+
+    conditions: prompts or classes to calibrate on; `default_conditions` where not given. stats: from
+        `calibrate`, to use instead. batch, advance: as `calibrate` has them.
+    Raises ValueError and RecipeError as `calibrate` and `quantize` do.
+    """
+    if pipeline.recipe is not None:
+        raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
+    recipe.resolve(pipeline.denoiser.weights())
+    samples = default_conditions(pipeline) if conditions is None else conditions
+    if recipe.needs_stats and stats is None:
+        stats = calibrate(pipeline, samples, recipe, seed=seed, batch=batch, advance=advance)
+    small = pipeline.quantized(recipe, stats)
+    if recipe.correction:
+        small = _with_correction(pipeline, small, samples, seed, batch)
+    return small
+
+
+def default_conditions(pipeline: Pipeline) -> list[str | int]:
+    """The packaged prompts; for a class-conditional model, classes evenly spread."""
+    facts = pipeline.facts["conditions"]
+    if facts["kind"] == "prompt":
+        text = (resources.files("viditq_jax.assets") / "prompts" / "default.txt").read_text(encoding="utf-8")
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    classes = int(facts["classes"])
+    return [*range(0, classes, max(1, classes // CLASSES))][:CLASSES]
+
+
+def _with_correction(
+    pipeline: Pipeline, small: Pipeline, conditions: Sequence[str | int], seed: int, batch: int
+) -> Pipeline:
+    """The quantized pipeline with PTQD's k of each step, measured along float trajectories."""
+    steps = pipeline.steps
+    sums = np.zeros((steps, 2))
+    for start in range(0, len(conditions), batch):
+        part = conditions[start : start + batch]
+        keys = sample_keys(seed, start, len(part))
+        sums = sums + np.asarray(
+            _correlations(
+                pipeline.denoiser,
+                small.denoiser,
+                pipeline.encode(part, guide=pipeline.guidance.scale != 1),
+                jnp.float32(pipeline.guidance.scale),
+                draw_noise(keys, pipeline.latent_shape()),
+                keys,
+                sampler=pipeline.sampler,
+                steps=steps,
+                guidance=pipeline.static_guidance(pipeline.guidance.scale),
+                bounds=small.recipe.ranges if small.recipe else (),
+            ),
+            np.float64,
+        )
+    error, size = sums.T
+    t = pipeline.sampler.table(steps)["t"]
+    entry = {"method": "ptqd", "t": np.asarray(t, float).tolist(), "k": (error / size).tolist()}
+    return dataclasses.replace(small, facts={**small.facts, "correction": entry})
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
+def _correlations(
+    net: Net,
+    small: Net,
+    conditions: dict[str, Any],
+    scale: Float[Array, ""],
+    noise: Float[Array, "b h w c"],
+    keys: Any,
+    *,
+    sampler: Any,
+    steps: int,
+    guidance: Guidance | None,
+    bounds: Bounds,
+) -> Float[Array, "steps 2"]:
+    """`correlation` of the quantized and the float prediction in each step of the float trajectory."""
+    model = guided_model(net, conditions, scale, guidance)
+
+    def follow(quantized: Denoise, carry: Any, row: Mapping[str, Array]) -> tuple[Any, Array]:
+        x, memory = carry
+        t, i = jnp.full(x.shape[:1], row["t"]), row["i"]
+        out, other = model(x, t, i), quantized(x, t, i)
+        carry = sampler.step(x, out, row, memory, step_keys(keys, i))
+        return carry, correlation(other, out, x.shape[-1])
+
+    x = noise.astype(jnp.float32)
+    carry, sums = (x, sampler.init(x)), []
+    for quantized, table in parts(small, conditions, scale, guidance, rows(sampler, steps), bounds):
+        carry, seen = jax.lax.scan(partial(follow, quantized), carry, jax.tree.map(jnp.asarray, dict(table)))
+        sums.append(seen)
+    return jnp.concatenate(sums)
