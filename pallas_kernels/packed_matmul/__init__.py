@@ -20,26 +20,25 @@ def packed_matmul(
     out_dtype: DTypeLike = jnp.bfloat16,
     implementation: str | None = None,
 ) -> Float[Array, "m n"]:
-    """The product of dequantized rows, where each run of k / groups inputs has its own weight scale.
+    """The product of dequantized rows: what `scaled_matmul` says of the unpacked codes, in the same order.
 
-    w: codes in [-8, 7], two a byte as `pallas_kernels.packing.pack` stores them. A code stands for
-    (code - zero) * scale; an absent zero point is 0. One group is a scale per output channel.
-
-        acc[g] = (x - x_zero)[group g] @ (w - w_zero)[group g].T              int32, exact
-        y      = float32(acc[0]) * w_scale[:, 0] + float32(acc[1]) * w_scale[:, 1] + ...
-                                                                              float32, groups in ascending
-                                                                              order
-        return out_dtype(y * x_scale + bias)                                  one rounding
-
-    w_zero: in [-8, 7], so that w - w_zero is itself an int8. w_sum: sums of w - w_zero over each group, used
-    with x_zero; computed here where it is needed and not given. An implementation may fuse a product and the
-    sum that takes it into one rounding.
+    w: codes in [-8, 7], two a byte as `pallas_kernels.packing.pack` stores them.
+    w_zero: in [-8, 7], so that w - w_zero is itself an int8. w_sum: sums of w - w_zero (not of w) over each
+    group, used with x_zero; computed here where it is needed and not given. k / groups: at most 2097151
+    codes, less with zero points, so that no sum leaves int32.
     """
     k, groups = 2 * w.shape[1], w_scale.shape[1]
     if x.shape[1] != k or k % groups:
         raise ValueError(
             f"x has rows of {x.shape[1]} codes, w of {k}, in {groups} groups; k must agree and divide by"
             f" the groups."
+        )
+    # |x| is at most 128 and |w| at most 8; a zero point on the other side of 0 makes that 255 and 15
+    largest = (2**31 - 1) // ((128 if x_zero is None else 255) * (8 if w_zero is None else 15))
+    if k // groups > largest:
+        raise ValueError(
+            f"each sum is over {k // groups} codes; {largest} is the most that int32 holds with these zero"
+            f" points. Use more groups."
         )
     operands = dict(x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias)
     return dispatch.run(

@@ -1,8 +1,10 @@
-"""Rows of floats to int8 codes with a scale each."""
+"""Rows of floats to 8-bit codes with a scale each: integers of 2 to 8 bits, or float8_e4m3fn."""
 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int8
 
 from pallas_kernels import dispatch
@@ -11,8 +13,8 @@ from pallas_kernels import dispatch
 class Rows(NamedTuple):
     """Codes with what turns them back: x is about (codes - zero) * scale."""
 
-    codes: jax.Array  # [m, k] int8
-    scale: jax.Array  # [m, 1] float32, or as given
+    codes: jax.Array  # [m, k] int8 or float8_e4m3fn; never NaN
+    scale: jax.Array  # [m, 1] float32; NaN for a row that is not finite
     zero: jax.Array | None  # [m, 1] int8, or as given; None for symmetric codes
     sum: jax.Array | None  # [m, 1] int32, the sum of the codes of a row; None unless asked for
 
@@ -22,20 +24,22 @@ def quantize_rows(
     *,
     bits: int = 8,
     symmetric: bool = True,
+    dtype: DTypeLike = jnp.int8,
     scale: Float32[Array, "#m 1"] | None = None,
     zero: Int8[Array, "#m 1"] | None = None,
     with_sum: bool = False,
     implementation: str | None = None,
 ) -> Rows:
-    """Each row of x as integers and one scale; rows do not influence each other.
+    """Each row of x as codes and one scale; rows do not influence each other.
 
-    All arithmetic is in float32, with tiny = 1e-30; `round` is half to even.
+    dtype: int8, for integers of `bits`; or float8_e4m3fn, which has 8 bits, is symmetric, and has no sums.
+    All arithmetic is in float32, with tiny = 1e-30; `round` is half to even, to integers or to float8.
 
-        symmetric:   top   = 2**(bits-1) - 1              codes in [-top, top]
+        symmetric:   top   = 2**(bits-1) - 1, or 448       codes in [-top, top]
                      range = max(max |x|, tiny)
                      codes = clip(round(x * (top / range)))
                      scale = range * (1 / top)
-        asymmetric:  top   = 2**bits - 1                  codes in [-2**(bits-1), 2**(bits-1) - 1]
+        asymmetric:  top   = 2**bits - 1                   codes in [-2**(bits-1), 2**(bits-1) - 1]
                      low, high = min(0, min x), max(0, max x)
                      range = max(high - low, tiny)
                      zero  = -2**(bits-1) - round(low * (top / range))
@@ -43,15 +47,23 @@ def quantize_rows(
                      scale = range * (1 / top)
         static:      codes = clip(round(x * (1 / scale)) + zero)    with the scale, and zero, that are given
 
-    A row of zeros gives the codes of zero and a finite scale. A row whose range is NaN or infinite gives the
-    codes 0 and the scale NaN, so what is computed from it is NaN. Static codes saturate; a NaN becomes the
-    code of zero.
+    A row of zeros gives the codes of zero and a finite scale. Static codes saturate. A row with a NaN or an
+    infinity gets the scale NaN, so what is computed from it is NaN: dynamic codes are then 0, static ones
+    those of the other numbers, with NaN as 0. The same holds for a dynamic row whose range is over top *
+    2**125, at which 1 / scale leaves the normal numbers (int8 and float8 never get there, 2 bits do at 4e37).
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"codes of {bits} bits do not exist here; choose 2 to 8.")
+    if dtype not in (jnp.int8, jnp.float8_e4m3fn):
+        raise ValueError(f"codes of {jnp.dtype(dtype)} do not exist here; choose int8 or float8_e4m3fn.")
+    if dtype == jnp.float8_e4m3fn and (bits != 8 or not symmetric or with_sum):
+        raise ValueError(
+            f"bits={bits}, symmetric={symmetric}, with_sum={with_sum} were asked of float8_e4m3fn; it has 8"
+            f" bits, no zero point, and so no use for sums. Leave these options out, or take int8."
+        )
     if zero is not None and (symmetric or scale is None):
         raise ValueError("a zero point was given; it goes with a given scale and symmetric=False.")
     if scale is not None and not symmetric and zero is None:
         raise ValueError("a scale was given for asymmetric codes; give its zero point too.")
-    options = dict(bits=bits, symmetric=symmetric, scale=scale, zero=zero, with_sum=with_sum)
+    options = dict(bits=bits, symmetric=symmetric, dtype=dtype, scale=scale, zero=zero, with_sum=with_sum)
     return Rows(*dispatch.run("quantize_rows", implementation, x, **options))

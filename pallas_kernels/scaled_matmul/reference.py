@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 
@@ -20,8 +22,13 @@ def run(
     **_sums: Any,
 ) -> jax.Array:
     """See the contract."""
-    x, w = x.astype(jnp.int32), w.astype(jnp.int32)
+    exact = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+    x, w = x.astype(exact), w.astype(exact)
     x = x if x_zero is None else x - x_zero
-    w = w if w_zero is None else w - w_zero
-    y = (x @ w.T).astype(jnp.float32) * x_scale * w_scale.T
+    y = jnp.zeros((x.shape[0], w.shape[0]), jnp.float32)
+    for g, columns in enumerate(np.split(np.arange(x.shape[1]), w_scale.shape[1])):
+        group = w[:, columns] if w_zero is None else w[:, columns] - w_zero[:, g : g + 1]
+        acc = jnp.matmul(x[:, columns], group.T, precision=lax.Precision.HIGHEST)
+        y = y + acc.astype(jnp.float32) * w_scale[:, g]
+    y = y * x_scale
     return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)

@@ -5,7 +5,8 @@ import pytest
 
 from pallas_kernels import dispatch
 from pallas_kernels.quantize_rows import quantize_rows
-from pallas_kernels.scaled_matmul import reference, xla
+from pallas_kernels.scaled_matmul import reference, scaled_matmul, xla
+from tests.pallas_kernels.unsupported import skip_unsupported
 
 X = jnp.ones((2, 4), jnp.int8)
 ONE = jnp.ones((2, 1), jnp.float32)
@@ -37,3 +38,9 @@ def test_when_none_can_the_error_lists_every_reason_and_nothing_falls_back(monke
     with pytest.raises(dispatch.UnsupportedError, match="xla: needs a Monday"):
         dispatch.run("scaled_matmul", None, X, X, ONE, ONE)
     assert dispatch.explain("scaled_matmul", X, X, ONE, ONE) == {"xla": "needs a Monday"}
+
+
+def test_a_kernel_test_is_skipped_with_the_reason_that_its_implementation_gives(monkeypatch):
+    monkeypatch.setattr(xla, "unsupported", lambda *_, **__: "needs a Monday")
+    with pytest.raises(pytest.skip.Exception, match="needs a Monday"):
+        skip_unsupported(scaled_matmul)(X, X, ONE, ONE, implementation="xla")

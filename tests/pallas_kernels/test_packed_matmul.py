@@ -10,8 +10,11 @@ from pallas_kernels.packed_matmul import packed_matmul as plain_packed_matmul
 from pallas_kernels.packed_matmul.cases import CASES
 from pallas_kernels.packing import pack, unpack
 from pallas_kernels.scaled_matmul import scaled_matmul
+from tests.pallas_kernels.unsupported import skip_unsupported
 
-packed_matmul = jax.jit(plain_packed_matmul, static_argnames=("out_dtype", "implementation"))
+packed_matmul = skip_unsupported(
+    jax.jit(plain_packed_matmul, static_argnames=("out_dtype", "implementation"))
+)
 IMPLEMENTATIONS = dispatch.implementations("packed_matmul")
 
 
@@ -92,13 +95,14 @@ def test_it_equals_the_reference(implementation, case):
         assert np.all(np.abs(np.asarray(found, np.float64) - exact) <= (groups + 4) * 2.0**-24 * terms)
 
 
-def test_one_group_is_scaled_matmul_on_the_unpacked_codes(implementation):
-    x, codes, (x_scale, w_scale), zeros = operands(7, 192, 33, 1, w_zero=True)
-    y = packed_matmul(
-        x, pack(codes), x_scale, w_scale, **zeros, out_dtype=jnp.float32, implementation=implementation
-    )
-    other = scaled_matmul(x, codes, x_scale, w_scale, **zeros, out_dtype=jnp.float32)
-    np.testing.assert_allclose(y, other, rtol=2.0**-22)  # the two scales multiply in another order
+@pytest.mark.parametrize("groups", [1, 3])
+def test_it_is_scaled_matmul_on_the_unpacked_codes(implementation, groups):
+    """Equal but for fused roundings, whose bound is that of the test above: 2**-20 covers 3 + 4 of them."""
+    x, codes, scales, zeros = operands(7, 192, 33, groups, x_zero=True, w_zero=True)
+    y = packed_matmul(x, pack(codes), *scales, **zeros, out_dtype=jnp.float32, implementation=implementation)
+    other = scaled_matmul(x, codes, *scales, **zeros, out_dtype=jnp.float32)
+    size = np.abs(np.asarray(x, np.float64) - np.asarray(zeros["x_zero"])) * np.asarray(scales[0])
+    assert np.all(np.abs(y - other) <= 2.0**-20 * size.sum(1, keepdims=True) * 15 * np.max(scales[1]))
 
 
 def test_given_sums_give_what_computed_sums_give(implementation):
@@ -120,3 +124,30 @@ def test_groups_that_do_not_divide_k_are_refused():
     x, codes, (x_scale, _), _ = operands(3, 64, 8, 1)
     with pytest.raises(ValueError, match="in 3 groups"):
         packed_matmul(x, pack(codes), x_scale, jnp.ones((8, 3)))
+
+
+@pytest.mark.parametrize(
+    ("zeros", "largest"),
+    [((), 2097151), (("w_zero",), 1118481), (("x_zero",), 1052688), (("x_zero", "w_zero"), 561433)],
+)
+def test_a_group_of_more_codes_than_int32_sums_is_refused(zeros, largest):
+    """128 * 8, 128 * 15, 255 * 8 and 255 * 15 times the number of codes stay below 2**31."""
+    zero = {name: jnp.zeros((1, 1), jnp.int8) for name in zeros}
+
+    def shape(k):
+        x, w, one = jnp.zeros((1, k), jnp.int8), jnp.zeros((1, k // 2), jnp.uint8), jnp.ones((1, 1))
+        return jax.eval_shape(lambda: plain_packed_matmul(x, w, one, one, **zero)).shape
+
+    assert shape(largest // 2 * 2) == (1, 1)
+    with pytest.raises(ValueError, match=f"{largest} is the most"):
+        shape(largest // 2 * 2 + 2)
+
+
+def test_the_largest_sum_that_is_allowed_does_not_overflow(implementation):
+    k = 561432
+    one, high, low = jnp.ones((1, 1)), jnp.full((1, 1), 127, jnp.int8), jnp.full((1, 1), 7, jnp.int8)
+    x, w = jnp.full((1, k), -128, jnp.int8), pack(jnp.full((1, k), -8, jnp.int8))
+    y = packed_matmul(
+        x, w, one, one, x_zero=high, w_zero=low, out_dtype=jnp.float32, implementation=implementation
+    )
+    assert y[0, 0] == np.float32(255 * 15 * k)
