@@ -90,7 +90,7 @@ class Pipeline:
             jnp.float32(scale),
             noise,
             keys,
-            self._correction(self.steps if steps is None else steps),
+            self.correction(self.steps if steps is None else steps),
             sampler=self.sampler,
             steps=self.steps if steps is None else steps,
             guidance=self.static_guidance(scale),
@@ -213,7 +213,7 @@ class Pipeline:
         """How to guide, without the scale, which programs take as a number; None for a scale of 1."""
         return dataclasses.replace(self.guidance, scale=0.0) if scale != 1 else None
 
-    def _correction(self, steps: int) -> Float[Array, " steps"] | None:
+    def correction(self, steps: int) -> Float[Array, " steps"] | None:
         """PTQD's k of each step, linear in time between those that were measured."""
         entry = self.facts.get("correction")
         if entry is None:

@@ -11,9 +11,11 @@ from tests import tiny
 from viditq_jax.evaluate.psnr import psnr
 from viditq_jax.models import dit, pixart
 from viditq_jax.net import Net, abstract
+from viditq_jax.nn.linear import Modulated, plain
 from viditq_jax.pipeline import load_pipeline
 from viditq_jax.quant.apply import quantize
-from viditq_jax.quant.recipe import load_recipe
+from viditq_jax.quant.recipe import Recipe, Rule
+from viditq_jax.quant.spec import Spec
 from viditq_jax.stress import outliers, stress
 
 X = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
@@ -25,6 +27,7 @@ PIXARTS = {
 }
 DIT = dit.Config(width=32, depth=2, heads=2, input_size=8, classes=10)
 CASES = (*PIXARTS, "dit")
+W8A8 = Recipe((Rule(("blocks/*",), Spec.parse("int8/channel"), Spec.parse("int8/token")),))
 
 
 def model(case: str) -> Net:
@@ -48,7 +51,8 @@ class Listening:
     weight: jax.Array
     heard: list
 
-    def linear(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def linear(self, x: jax.Array | Modulated, bias: jax.Array | None) -> jax.Array:
+        x = plain(x)
         self.heard.append(np.asarray(x, np.float32).reshape(-1, x.shape[-1]))
         return x @ self.weight.T + (0 if bias is None else bias)
 
@@ -118,12 +122,12 @@ def test_the_packaged_model_paints_the_same_pictures() -> None:
 
 
 def test_int8_inputs_lose_much_more_on_the_stressed_model() -> None:
-    net, recipe = model("sigma"), load_recipe("w8a8")
+    net, recipe = model("sigma"), W8A8
     exact, hard = inputs(net, "sigma"), inputs(stress(net), "sigma")
     stressed = stress(net)
     errors = []
-    for plain, rows in ((net, exact), (stressed, hard)):
-        weights, quantized = plain.weights(), quantize(plain, recipe).weights()
+    for each, rows in ((net, exact), (stressed, hard)):
+        weights, quantized = each.weights(), quantize(each, recipe).weights()
         path = "blocks/0/attn/qkv"
         x = jnp.asarray(rows[path])
         y = x @ weights[path].T
@@ -135,7 +139,7 @@ def test_what_cannot_be_stressed_is_refused() -> None:
     with pytest.raises(ValueError, match="neither a PixArt nor a DiT"):
         stress(tiny.pipeline().decoder)
     with pytest.raises(ValueError, match="hold no float weights"):
-        stress(quantize(model("sigma"), load_recipe("w8a8")))
+        stress(quantize(model("sigma"), W8A8))
     with pytest.raises(ValueError, match="33 outlier channels"):
         stress(model("sigma"), channels=33)
     with pytest.raises(ValueError, match="factor from 1"):

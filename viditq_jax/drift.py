@@ -1,0 +1,362 @@
+"""How quantization noise grows: from layer to layer, and from step to step.
+
+    drift          distance of the latents of two pipelines after every step, both started from the same noise
+    layer_noise    signal to quantization noise of each layer, on the inputs that the float model gives it
+
+The first tells what a picture suffers; the second which layer to blame, as there no layer inherits the errors
+of those before it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from viditq_jax.net import Net
+from viditq_jax.nn.linear import Modulated, linear, plain
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.programs import Bounds, Guidance, encode_prompt, guided_model, parts
+from viditq_jax.quant.fold import fold, folded
+from viditq_jax.quant.qweight import quantized_part
+from viditq_jax.quant.ranges import at_range, range_index
+from viditq_jax.quant.stats import Stats
+from viditq_jax.sampling.ptqd import corrected
+from viditq_jax.sampling.sample import advance as run_rows
+from viditq_jax.sampling.sample import draw_noise, rows, sample_keys, step_keys
+
+_DIGITS = 6  # significant digits in records
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """Distance of two trajectories after each step: means over the samples."""
+
+    t: tuple[float, ...]  # the time that the model was given
+    relative_l2: tuple[float, ...]  # |x - reference| / |reference|
+    cosine: tuple[float, ...]
+
+    @classmethod
+    def between(
+        cls, t: Sequence[float], reference: Float[np.ndarray, "steps b ..."], states: np.ndarray
+    ) -> "Drift":
+        """Of states after each step, as `trajectory` gives them."""
+        a, b = (each.reshape(*each.shape[:2], -1).astype(np.float64) for each in (reference, states))
+        size_a, size_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+        distance = (np.linalg.norm(b - a, axis=-1) / size_a).mean(1)
+        cosine = ((a * b).sum(-1) / (size_a * size_b)).mean(1)
+        return cls(*(tuple(np.asarray(each, float).tolist()) for each in (t, distance, cosine)))
+
+    @property
+    def final(self) -> float:
+        """Relative L2 distance of the finished latents."""
+        return self.relative_l2[-1]
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The record of a run; cosines keep all digits, as they differ from 1 by little."""
+        return {
+            "t": list(self.t),
+            "relative_l2": [_short(value) for value in self.relative_l2],
+            "cosine": list(self.cosine),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNoise:
+    """The noise of one quantized layer, in decibels below its float output, and how uneven its input is.
+
+    incoherence: largest |x| over mean |x| of the input, before the recipe prepares it; of each step the whole
+    batch. The noise is of weight, input and low-rank branch together, without rounding to bfloat16.
+    """
+
+    sqnr_db: float  # over all steps; infinite without noise
+    sqnr_db_steps: tuple[float, ...]
+    incoherence_steps: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of a run; no noise at all is null."""
+        steps = [_short(value) for value in self.incoherence_steps]
+        return {
+            "sqnr_db": _finite(self.sqnr_db),
+            "incoherence": max(steps),
+            "sqnr_db_steps": [_finite(value) for value in self.sqnr_db_steps],
+            "incoherence_steps": steps,
+        }
+
+
+def drift(
+    float_pipeline: Pipeline,
+    pipeline: Pipeline,
+    conditions: Sequence[str | int],
+    *,
+    seed: int = 0,
+    batch: int = 8,
+) -> Drift:
+    """How far the latents of `pipeline` are from the float ones after each step, from the same noise."""
+    reference, states = (
+        trajectory(each, conditions, seed=seed, batch=batch) for each in (float_pipeline, pipeline)
+    )
+    return Drift.between(times(pipeline), reference, states)
+
+
+def times(pipeline: Pipeline) -> list[float]:
+    """The time that the model is given in each step."""
+    return np.asarray(rows(pipeline.sampler, pipeline.steps)["t"], float).tolist()
+
+
+def trajectory(
+    pipeline: Pipeline,
+    conditions: Sequence[str | int],
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    advance: Callable[[int], None] | None = None,
+) -> Float[np.ndarray, "steps b h w c"]:
+    """The latents after each step, of all conditions; float32.
+
+    batch: samples a compiled call; a last batch that is smaller compiles once more. advance: called with the
+    number of samples just done.
+    """
+    found = []
+    for start in range(0, len(conditions), batch):
+        part = conditions[start : start + batch]
+        keys = sample_keys(seed, start, len(part))
+        found.append(
+            np.asarray(
+                _states(
+                    pipeline.denoiser,
+                    pipeline.encode(part, guide=pipeline.guidance.scale != 1),
+                    jnp.float32(pipeline.guidance.scale),
+                    draw_noise(keys, pipeline.latent_shape()),
+                    keys,
+                    pipeline.correction(pipeline.steps),
+                    **_static(pipeline),
+                )
+            )
+        )
+        if advance:
+            advance(len(part))
+    return np.concatenate(found, axis=1)
+
+
+def layer_noise(
+    float_pipeline: Pipeline,
+    pipeline: Pipeline,
+    conditions: Sequence[str | int],
+    stats: Stats | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+) -> dict[str, LayerNoise]:
+    """The noise of every quantized layer along the trajectory of the float model, by path.
+
+    stats: those that `pipeline` was quantized with, if its recipe balances inputs of attention projections:
+        these balances went into other weights, and the float model must be looked at in the same units.
+    Raises ValueError if they are needed and absent, or if `pipeline` is not quantized.
+    """
+    if pipeline.recipe is None:
+        raise ValueError("this pipeline is not quantized, so its layers have no noise; quantize it first.")
+    rules = pipeline.recipe.resolve(float_pipeline.denoiser.weights())
+    moved = folded(float_pipeline.denoiser, rules)
+    if moved and stats is None:
+        raise ValueError(
+            f"the balances of {len(moved)} layers ({next(iter(moved))}, ...) went into the layers before"
+            " them; give the statistics that the pipeline was quantized with."
+        )
+    reference, _ = fold(float_pipeline.denoiser, rules, stats or {})
+    seen: dict[str, _Energy] = {}
+    for start in range(0, len(conditions), batch):
+        part = conditions[start : start + batch]
+        keys = sample_keys(seed, start, len(part))
+        found = _energies(
+            reference,
+            pipeline.denoiser,
+            float_pipeline.encode(part, guide=float_pipeline.guidance.scale != 1),
+            jnp.float32(float_pipeline.guidance.scale),
+            draw_noise(keys, float_pipeline.latent_shape()),
+            keys,
+            **{**_static(float_pipeline), "bounds": pipeline.recipe.ranges},
+        )
+        for path, energy in jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found).items():
+            seen[path] = energy if path not in seen else seen[path].merge(energy)
+    return {path: energy.finish() for path, energy in sorted(seen.items())}
+
+
+class _Energy(NamedTuple):
+    """Sums over a layer's calls in one step, or arrays of them over the steps."""
+
+    signal: Any  # squares of the float output
+    noise: Any  # squares of what the quantized output differs
+    peak: Any  # largest |input|
+    total: Any  # sum of |input|
+    count: Any  # numbers in the input
+
+    def merge(self, other: "_Energy") -> "_Energy":
+        """That of both."""
+        return _Energy(
+            self.signal + other.signal,
+            self.noise + other.noise,
+            jnp.maximum(self.peak, other.peak),
+            self.total + other.total,
+            self.count + other.count,
+        )
+
+    def finish(self) -> LayerNoise:
+        """The figures of these sums."""
+        return LayerNoise(
+            _decibels(self.signal.sum(), self.noise.sum()),
+            tuple(map(_decibels, self.signal, self.noise)),
+            tuple(np.asarray(self.peak * self.count / np.maximum(self.total, 1e-30), float).tolist()),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Paired:
+    """A float weight beside its quantized form: computes with the first and measures the second.
+
+    Not a pytree: it must not enter a jit or a scan.
+    """
+
+    weight: Any
+    quantized: Any
+    path: str
+    seen: dict[str, _Energy]
+
+    def linear(self, x: Float[Array, "... k"] | Modulated, bias: Array | None) -> Float[Array, "... n"]:
+        """What the float weight computes."""
+        exact = _float32(x)
+        rows = jnp.abs(plain(exact))
+        y, other = linear(self.weight, exact, bias), linear(self.quantized, exact, bias)
+        energy = _Energy(
+            jnp.square(y).sum(), jnp.square(other - y).sum(), rows.max(), rows.sum(), jnp.float32(rows.size)
+        )
+        earlier = self.seen.get(self.path)
+        self.seen[self.path] = energy if earlier is None else earlier.merge(energy)
+        return linear(self.weight, x, bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keeping:
+    """A sampler that remembers the state after each step."""
+
+    sampler: Any
+
+    def table(self, steps: int) -> Any:
+        return self.sampler.table(steps)
+
+    def init(self, x: Array) -> Any:
+        return self.sampler.init(x), None
+
+    def step(
+        self, x: Array, out: Array, row: Mapping[str, Array], memory: Any, keys: Array
+    ) -> tuple[Array, Any]:
+        inner, states = memory
+        x, inner = self.sampler.step(x, out, row, inner, keys)
+        return x, (inner, states.at[row["i"]].set(x))
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
+def _states(
+    net: Net,
+    conditions: dict[str, Any],
+    scale: Float[Array, ""],
+    noise: Float[Array, "b h w c"],
+    keys: Any,
+    correction: Float[Array, " steps"] | None,
+    *,
+    sampler: Any,
+    steps: int,
+    guidance: Guidance | None,
+    bounds: Bounds,
+) -> Float[Array, "steps b h w c"]:
+    """`programs.denoise`, with the states of all steps as its result."""
+    x = noise.astype(jnp.float32)
+    memory: Any = (sampler.init(x), jnp.zeros((steps, *x.shape), jnp.float32))
+    for model, table in parts(net, conditions, scale, guidance, rows(sampler, steps), bounds):
+        model = model if correction is None else corrected(model, correction)
+        x, memory = run_rows(model, _Keeping(sampler), x, memory, keys, table)
+    return memory[1]
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
+def _energies(
+    net: Net,
+    small: Net,
+    conditions: dict[str, Any],
+    scale: Float[Array, ""],
+    noise: Float[Array, "b h w c"],
+    keys: Any,
+    *,
+    sampler: Any,
+    steps: int,
+    guidance: Guidance | None,
+    bounds: Bounds,
+) -> dict[str, _Energy]:
+    """What the quantized layers add, [steps] each.
+
+    Layers that see the prompt alone run once, and say the same in every step.
+    """
+    table = rows(sampler, steps)
+    index = jnp.asarray(range_index(np.asarray(table["t"]), bounds))
+    prompt, once = _measure(net, at_range(small, index[0]), lambda tapped: encode_prompt(tapped, conditions))
+
+    def body(carry: tuple[Array, Any], row: Mapping[str, Array]) -> tuple[tuple[Array, Any], Any]:
+        x, memory = carry
+        i = row["i"]
+
+        def predict(tapped: Net) -> Array:
+            model = guided_model(tapped, conditions, scale, guidance, prompt)
+            return model(x, jnp.full(x.shape[:1], row["t"]), i)
+
+        out, seen = _measure(net, at_range(small, index[i]), predict)
+        return sampler.step(x, out, row, memory, step_keys(keys, i)), seen
+
+    x = noise.astype(jnp.float32)
+    columns = {name: jnp.asarray(column) for name, column in table.items()}
+    _, seen = jax.lax.scan(body, (x, sampler.init(x)), columns)
+    return {**seen, **jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps,)), once)}
+
+
+def _measure(net: Net, small: Net, run: Callable[[Net], Any]) -> tuple[Any, dict[str, _Energy]]:
+    """The result of `run(net)`, and what the quantized layers of `small` would have added to it."""
+    seen: dict[str, _Energy] = {}
+    quantized = {path: weight for path, weight in small.weights().items() if quantized_part(weight)}
+
+    def pair(path: str, weight: Any) -> Any:
+        return _Paired(weight, quantized[path], path, seen) if path in quantized else weight
+
+    return run(net.map_weights(pair)), dict(sorted(seen.items()))
+
+
+def _static(pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "sampler": pipeline.sampler,
+        "steps": pipeline.steps,
+        "guidance": pipeline.static_guidance(pipeline.guidance.scale),
+        "bounds": pipeline.recipe.ranges if pipeline.recipe else (),
+    }
+
+
+def _float32(x: Array | Modulated) -> Array | Modulated:
+    if isinstance(x, Modulated):
+        return x._replace(**{name: getattr(x, name).astype(jnp.float32) for name in ("x", "shift", "scale")})
+    return x.astype(jnp.float32)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _finite(value: float) -> float | None:
+    return _short(value) if math.isfinite(value) else None
