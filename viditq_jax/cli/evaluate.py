@@ -1,34 +1,113 @@
-"""Compare pictures with reference pictures of the same prompts and seeds: viditq evaluate runs/generate-w8a8
+"""Compare pictures with reference pictures, or recipes with each other: viditq evaluate runs/generate-w8a8
 
-Both folders are what `viditq generate` wrote.
+Two folders of `viditq generate` with the same prompts and seed are compared. With --recipes, each recipe is
+made and measured on the model, and on the same model with planted channel outliers; a killed run goes on:
+viditq evaluate --recipes all --out runs/recipes, then viditq report runs/recipes
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from viditq_jax.cli._common import bar, conditions, working
+from viditq_jax.compare import compare_recipes, packaged_recipes, result_rows
 from viditq_jax.evaluate import PAIRED, evaluate
+from viditq_jax.pipeline import load_pipeline
+from viditq_jax.post_training import default_conditions
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Flags of `viditq evaluate`."""
 
-    out: Annotated[Path, tyro.conf.Positional] = Path("runs/generate-w8a8")
+    pictures: Annotated[Path, tyro.conf.Positional] = Path("runs/generate-w8a8")
     """The pictures to judge."""
     reference: Path = Path("runs/generate")
     """The pictures to compare with."""
     metrics: tuple[str, ...] = PAIRED
     """Which measures, by name."""
+    recipes: tuple[str, ...] = ()
+    """Compare recipes instead: packaged names or files, or "all" packaged ones."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "default"
+    """With --recipes: an artifact, a checkpoint, or "default"."""
+    prompts: Path | None = None
+    """With --recipes: a file with one prompt a line; the packaged ones where not given."""
+    count: int = 16
+    """With --recipes: how many of the prompts or classes."""
+    out: Path = Path("runs/recipes")
+    """With --recipes: the run folder."""
+    record: Path | None = None
+    """With --recipes: a JSON file for the figures, one row a variant."""
+    stress: bool = True
+    """With --recipes: also on the model with planted channel outliers."""
+    seed: int = 0
+    """With --recipes: sample i draws its noise from (seed, i)."""
+    batch: int = 8
+    """With --recipes: samples computed together."""
+    resume: bool = True
+    """With --recipes: keep finished variants of the same settings."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(options: Options) -> Any:
     """Measure and print."""
-    results = evaluate(options.out, options.metrics, reference=options.reference)
+    if options.recipes:
+        return _recipes(options)
+    results = evaluate(options.pictures, options.metrics, reference=options.reference)
     return (
         results if options.json else "\n".join(f"{name:<10} {value:.4f}" for name, value in results.items())
     )
+
+
+def _recipes(options: Options) -> Any:
+    """Make and measure the recipes, and list what came out."""
+    if options.count < 1:
+        raise ValueError(f"--count is {options.count}; it must be at least 1.")
+    with working("loading"):
+        pipeline = load_pipeline(options.model)
+    kind, file = pipeline.facts["conditions"]["kind"], options.prompts
+    samples = conditions((), file, (), kind) if file else default_conditions(pipeline)
+    every = "all" in options.recipes
+    records = compare_recipes(
+        pipeline,
+        packaged_recipes() if every else options.recipes,
+        samples[: options.count],
+        options.out,
+        title="default" if options.model == "default" else Path(options.model).stem,
+        stressed=options.stress,
+        skip_misfits=every,
+        seed=options.seed,
+        batch=options.batch,
+        resume=options.resume,
+        progress=bar,
+    )
+    rows = result_rows(records)
+    if options.record:
+        options.record.parent.mkdir(parents=True, exist_ok=True)
+        options.record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        return rows
+    head = f"{'model':<9} {'recipe':<26} {'PSNR':>7} {'SSIM':>7} {'latents':>8} {'weights':>8} {'s/image':>8}"
+    lines = [head, *map(_line, rows)]
+    lines += [f"skipped {name}: {reason}" for name, reason in records["skipped"].items()]
+    return "\n".join([*lines, f"viditq report {options.out}  draws them"])
+
+
+def _line(row: dict[str, Any]) -> str:
+    figures = (
+        ("psnr_db", "7.2f"),
+        ("ssim", "7.4f"),
+        ("latent_rel_l2", "8.4f"),
+        ("weight_bytes_vs_bfloat16", "7.3f"),
+        ("seconds_per_image", "8.3f"),
+    )
+    cells = [
+        f"{row[name]:{form}}" if row.get(name) is not None else f"{'-':>{form.split('.')[0]}}"
+        for name, form in figures
+    ]
+    cells[3] += "x"
+    return f"{row['model']:<9} {row['recipe']:<26} {' '.join(cells)}"
