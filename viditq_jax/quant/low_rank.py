@@ -7,8 +7,9 @@ branch is fitted to what quantization lost, and the rest is quantized again.
 The first branch is that of the weight itself, because it is to make the rest small. Later ones minimise the
 error of the outputs, |(W - Q - L) C|^2 with C C^T the damped Gram matrix of the inputs. For fixed Q the best
 L of a rank is P P^T (W - Q), with P the top left singular vectors of (W - Q) C: a projection of the weight,
-so C is never inverted. P comes from subspace iteration on (W - Q) C C^T (W - Q)^T: products with thin
-matrices, where an exact decomposition of a 4608 x 1152 weight takes most of a minute.
+so C is never inverted. P comes from subspace iteration on (W - Q) C C^T (W - Q)^T, which takes products with
+thin matrices alone; what it leaves is at most 0.2 % above the least, measured where singular values hardly
+fall.
 
 Measured on a 192 x 384 weight with correlated inputs, rank 16, int4/group64, nearest rounding, two
 quantizations; errors of the outputs relative to no branch: fitted without the Gram matrix 0.53, by its

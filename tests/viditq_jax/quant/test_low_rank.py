@@ -153,6 +153,5 @@ def test_impossible_options_are_refused(options, reason):
 
 
 def test_a_large_weight_takes_products_with_thin_matrices_alone():
-    """An exact decomposition of it would take most of a minute."""
     text = str(jax.make_jaxpr(partial(low_rank.top_part, rank=4))(jnp.zeros((512, 1024)), None))
     assert "512,512]" not in text

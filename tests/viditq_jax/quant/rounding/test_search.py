@@ -19,7 +19,7 @@ def cost(weight, q, norm=2.0, importance=1.0) -> np.ndarray:
     return (importance * error).reshape(*q.scale.shape, -1).sum(-1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     seed=st.integers(0, 10**6),
     text=st.sampled_from(["int2/channel", "int4/group32/asym", "int4/tensor"]),
