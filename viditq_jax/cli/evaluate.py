@@ -102,12 +102,11 @@ def _line(row: dict[str, Any]) -> str:
         ("psnr_db", "7.2f"),
         ("ssim", "7.4f"),
         ("latent_rel_l2", "8.4f"),
-        ("weight_bytes_vs_bfloat16", "7.3f"),
+        ("weight_bytes_vs_bfloat16", "8.3f"),
         ("seconds_per_image", "8.3f"),
     )
     cells = [
         f"{row[name]:{form}}" if row.get(name) is not None else f"{'-':>{form.split('.')[0]}}"
         for name, form in figures
     ]
-    cells[3] += "x"
     return f"{row['model']:<9} {row['recipe']:<26} {' '.join(cells)}"
