@@ -21,6 +21,8 @@ from viditq_jax.calibrate import calibrate
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.programs import Bounds, Guidance, guided_model, parts
+from viditq_jax.quant.fold import fold
+from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.ptqd import correlation
@@ -52,6 +54,8 @@ def quantize_pipeline(
     if recipe.needs_stats and stats is None:
         stats = calibrate(pipeline, samples, recipe, seed=seed, batch=batch, advance=advance)
     small = pipeline.quantized(recipe, stats)
+    if recipe.tuning:
+        small = _tuned(pipeline, small, stats or {}, samples, seed, batch)
     if recipe.correction:
         small = _with_correction(pipeline, small, samples, seed, batch)
     return small
@@ -65,6 +69,71 @@ def default_conditions(pipeline: Pipeline) -> list[str | int]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     classes = int(facts["classes"])
     return [*range(0, classes, max(1, classes // CLASSES))][:CLASSES]
+
+
+def _tuned(
+    pipeline: Pipeline, small: Pipeline, stats: Stats, conditions: Sequence[str | int], seed: int, batch: int
+) -> Pipeline:
+    """The quantized pipeline with blocks tuned on what the float model meets along its trajectories."""
+    recipe = small.recipe
+    assert recipe is not None
+    method = find_method("tuning", recipe.tuning)
+    scale, steps = jnp.float32(pipeline.guidance.scale), pipeline.steps
+    guidance = pipeline.static_guidance(pipeline.guidance.scale)
+    # The middle of each of `times` parts of the trajectory.
+    times = min(method.options.times, steps)
+    chosen = np.floor((np.arange(times) + 0.5) * steps / times).astype(np.int32)
+    calls = []
+    for start in range(0, len(conditions), batch):
+        part = conditions[start : start + batch]
+        keys = sample_keys(seed, start, len(part))
+        encoded = pipeline.encode(part, guide=pipeline.guidance.scale != 1)
+        noise = draw_noise(keys, pipeline.latent_shape())
+        x, t = _states(
+            pipeline.denoiser,
+            encoded,
+            scale,
+            noise,
+            keys,
+            sampler=pipeline.sampler,
+            steps=steps,
+            guidance=guidance,
+        )
+        calls += [(encoded, x[i], jnp.full(len(part), t[i])) for i in chosen]
+
+    def run(net: Net, call: tuple[dict[str, Any], Array, Array]) -> Array:
+        encoded, x, t = call
+        return guided_model(net, encoded, scale, guidance)(x, t, jnp.int32(0))
+
+    target, _ = fold(pipeline.denoiser, recipe.resolve(pipeline.denoiser.weights()), stats)
+    tuned = method.module.tune(small.denoiser, target, run, calls, method.options)
+    return dataclasses.replace(small, denoiser=tuned)
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
+def _states(
+    net: Net,
+    conditions: dict[str, Any],
+    scale: Float[Array, ""],
+    noise: Float[Array, "b h w c"],
+    keys: Any,
+    *,
+    sampler: Any,
+    steps: int,
+    guidance: Guidance | None,
+) -> tuple[Float[Array, "steps b h w c"], Float[Array, " steps"]]:
+    """What the float model is given in each step of its trajectory: x, and the time."""
+    model = guided_model(net, conditions, scale, guidance)
+
+    def follow(carry: Any, row: Mapping[str, Array]) -> tuple[Any, tuple[Array, Array]]:
+        x, memory = carry
+        i = row["i"]
+        out = model(x, jnp.full(x.shape[:1], row["t"]), i)
+        return sampler.step(x, out, row, memory, step_keys(keys, i)), (x, row["t"])
+
+    x = noise.astype(jnp.float32)
+    table = jax.tree.map(jnp.asarray, rows(sampler, steps))
+    return jax.lax.scan(follow, (x, sampler.init(x)), table)[1]
 
 
 def _with_correction(
