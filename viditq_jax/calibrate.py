@@ -46,8 +46,8 @@ def calibrate(
         last batch compiles once more. steps: the sampler's default where not given.
     file: where the statistics are kept, as safetensors. If it holds those of the same run, cut short,
         only the batches that it lacks are run. advance: called with the number of samples just done.
-    Raises ValueError if the pipeline is quantized, if the recipe does not fit, if an input was not finite, and
-    if the file is of another run.
+    Raises ValueError if the pipeline is quantized, if the recipe does not fit, if an input was not finite,
+    and if the file is of another run.
     """
     if pipeline.recipe is not None:
         raise ValueError(

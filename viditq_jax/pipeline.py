@@ -23,6 +23,7 @@ from viditq_jax.models.pixart import Size
 from viditq_jax.net import Net, abstract
 from viditq_jax.programs import Guidance
 from viditq_jax.quant.apply import quantize
+from viditq_jax.quant.audit import audit
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.sample import draw_noise, sample_keys
@@ -273,8 +274,10 @@ class Pipeline:
         return dataclasses.replace(self, facts={**self.facts, "sampler": entry})
 
     def quantized(self, recipe: Recipe, stats: Stats | None = None) -> "Pipeline":
-        """The same pipeline with its denoiser quantized as the recipe says."""
-        return dataclasses.replace(self, denoiser=quantize(self.denoiser, recipe, stats), recipe=recipe)
+        """The same pipeline with its denoiser quantized as the recipe says, and a record of each layer."""
+        small = quantize(self.denoiser, recipe, stats)
+        facts = {**self.facts, "layers": audit(self.denoiser, small, recipe, stats)}
+        return dataclasses.replace(self, denoiser=small, recipe=recipe, facts=facts)
 
     def nets(self) -> dict[str, Net]:
         """The models that this pipeline has, by name."""

@@ -70,10 +70,10 @@ def test_each_denoising_range_has_its_own_statistics() -> None:
     """The three steps of this pipeline have times above, between and below the bounds."""
     pipeline = tiny.pipeline()
     per_range = Recipe(
-        (Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range")),), ranges=(300, 600)
+        (Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range")),), ranges=(400, 700)
     )
     stats = calibrate(pipeline, PROMPTS, per_range, seed=3)
-    assert_close(stats, by_hand(pipeline, PROMPTS, 3, bounds=(300, 600)))
+    assert_close(stats, by_hand(pipeline, PROMPTS, 3, bounds=(400, 700)))
     layer, prompt = stats["blocks/0/mlp/fc1"], stats["blocks/0/cross_attn/kv_linear"]
     assert len({float(high.max()) for high in layer.high}) == 3
     np.testing.assert_array_equal(prompt.high[0], prompt.high[2])
@@ -82,20 +82,20 @@ def test_each_denoising_range_has_its_own_statistics() -> None:
 def test_a_range_without_a_step_is_refused() -> None:
     rule = Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range"))
     with pytest.raises(ValueError, match=r"1 steps of this sampler have no time in the ranges \[0\]"):
-        calibrate(tiny.pipeline(), PROMPTS, Recipe((rule,), ranges=(300,)), steps=1)
+        calibrate(tiny.pipeline(), PROMPTS, Recipe((rule,), ranges=(400,)), steps=1)
 
 
 def test_a_calibration_that_was_cut_short_goes_on_with_the_same_result(tmp_path: Path) -> None:
     pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
     whole = calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1)
 
-    class CutShort(Exception):
+    class CutShortError(Exception):
         pass
 
     def cut(count: int) -> None:
-        raise CutShort
+        raise CutShortError
 
-    with pytest.raises(CutShort):
+    with pytest.raises(CutShortError):
         calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1, file=file, advance=cut)
     finished: list[int] = []
     again = calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1, file=file, advance=finished.append)

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from viditq_jax.calibrate import calibrate
+from viditq_jax.calibrate import calibrate, load_stats
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
@@ -89,18 +89,20 @@ def conditions(
     return list(given or packaged_prompts())
 
 
-def quantized(pipeline: Pipeline, name: str, *, prompts: Path | None = None, seed: int = 0) -> Pipeline:
-    """The pipeline under the recipe `name`, calibrated first where the recipe needs it."""
+def quantized(
+    pipeline: Pipeline, name: str, *, prompts: Path | None = None, stats: Path | None = None, seed: int = 0
+) -> Pipeline:
+    """The pipeline under the recipe `name`, calibrated first where the recipe needs it and has no file."""
     if pipeline.recipe is not None:
         raise ValueError("this artifact is quantized already; give the float artifact that it came from.")
     recipe = load_recipe(name)
     samples = calibration_conditions(pipeline, prompts)
-    stats = None
-    if recipe.needs_stats:
+    known = load_stats(stats)[0] if stats else None
+    if recipe.needs_stats and known is None:
         with bar("calibrating (the first batch compiles)", len(samples)) as advance:
-            stats = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)
+            known = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)
     with working(f"quantizing to {name}"):
-        return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=stats)
+        return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=known)
 
 
 def calibration_conditions(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:

@@ -14,7 +14,8 @@ from converters import export, save_safetensors
 from viditq_jax.cli._common import working
 from viditq_jax.pipeline import Pipeline, config_from_json, load_pipeline
 from viditq_jax.plugins import find
-from viditq_jax.quant.qtensor import QTensor
+from viditq_jax.quant.qweight import quantized_part
+from viditq_jax.quant.ranges import PerRange
 from viditq_jax.quant.recipe import Recipe, load_recipe
 from viditq_jax.quant.size import weight_bytes
 
@@ -79,21 +80,25 @@ def _facts(pipeline: Pipeline, layers: bool) -> dict[str, Any]:
             "bfloat16_weight_bytes": sum(row.dense for row in sizes.values()),
         }
     if layers:
-        facts["layers"] = {path: _weight_text(weight) for path, weight in pipeline.denoiser.weights().items()}
+        audited = pipeline.facts.get("layers", {})
+        facts["layers"] = {
+            path: {"what": _weight_text(weight), **audited.get(path, {})}
+            for path, weight in pipeline.denoiser.weights().items()
+        }
     return facts
 
 
 def _parameters(weights: dict[str, Any]) -> int:
     """Elements of all linear weights; a quantized one counts the elements that it stands for."""
-    return sum(getattr(w, "weight", w).shape[0] * getattr(w, "weight", w).shape[1] for w in weights.values())
+    return sum(w.shape[0] * w.shape[1] for w in weights.values())
 
 
 def _weight_text(weight: Any) -> str:
-    stored = getattr(weight, "weight", None)
-    if isinstance(stored, QTensor):
-        act = f", input {weight.act}" if weight.act else ""
-        return f"{stored.spec} {list(stored.shape)}{act}"
-    return f"{weight.dtype} {list(weight.shape)}"
+    part = quantized_part(weight)
+    if part is None:
+        return f"{weight.dtype} {list(weight.shape)}"
+    times = f"{len(part.weight.values)} x " if isinstance(weight, PerRange) else ""
+    return f"{times}{part.weight.spec} {list(weight.shape)}" + (f", input {part.act}" if part.act else "")
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -113,8 +118,28 @@ def _text(facts: dict[str, Any]) -> str:
             f"quantized     {q['layers']} layers, {q['bfloat16_weight_bytes'] / 1e6:.2f} MB in bfloat16 "
             f"-> {q['weight_bytes'] / 1e6:.2f} MB ({q['weight_bytes'] / q['bfloat16_weight_bytes']:.3f}x)"
         )
-    lines += [f"{path:<40} {text}" for path, text in facts.get("layers", {}).items()]
+    for path, layer in facts.get("layers", {}).items():
+        lines.append(f"{path:<34} {layer['what']}")
+        if "rule" in layer:
+            lines.append("    " + _audit_text(layer))
     return "\n".join(lines)
+
+
+def _audit_text(layer: dict[str, Any]) -> str:
+    """A quantized layer in a line: rule, transforms, bytes, incoherence before and after, error."""
+    steps = [*layer["prepare"], layer["rounding"]] + [f"rank {layer['low_rank']}"] * bool(layer["low_rank"])
+    before, after = (_figure(value) for value in layer["input_incoherence"])
+    inputs = "" if before is None else f", input {before} -> {after or 'not known after a rotation'}"
+    return (
+        f"rule {layer['rule']}: {' + '.join(steps)}{' (balance folded)' if layer['folded'] else ''}; "
+        f"{layer['bytes']} bytes ({layer['bytes'] / layer['bfloat16_bytes']:.3f}x); incoherence: weight "
+        f"{layer['incoherence'][0]:.1f} -> {layer['incoherence'][1]:.1f}{inputs}; weight error "
+        f"{100 * layer['weight_error']:.2f}%. {layer['why']}"
+    )
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
 
 
 def _recipe_text(name: str, recipe: Recipe) -> str:

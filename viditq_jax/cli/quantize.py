@@ -1,7 +1,7 @@
 """Quantize the denoiser of an artifact: viditq quantize runs/float --recipe w8a8 --out runs/w8a8
 
-A recipe is a packaged name or a JSON file. Recipes with static activations are calibrated first, on the
-packaged prompts or on those of --prompts.
+A recipe is a packaged name or a JSON file. One that needs statistics of the inputs is calibrated first, on
+the packaged prompts or on those of --prompts, or takes them from a file that `viditq calibrate` made.
 """
 
 import dataclasses
@@ -28,6 +28,8 @@ class Options:
     """Where the artifact goes; runs/RECIPE where not given."""
     prompts: Path | None = None
     """Prompts to calibrate with, one a line."""
+    stats: Path | None = None
+    """Statistics that `viditq calibrate` made for this recipe."""
     seed: int = 0
     """Seed of the calibration's noise."""
     overwrite: bool = False
@@ -42,7 +44,11 @@ def run(options: Options) -> Any:
     if out.exists() and not options.overwrite:
         raise ArtifactError(f"{out} exists already; choose another --out, or add --overwrite.")
     pipeline = quantized(
-        load_pipeline(options.source), options.recipe, prompts=options.prompts, seed=options.seed
+        load_pipeline(options.source),
+        options.recipe,
+        prompts=options.prompts,
+        stats=options.stats,
+        seed=options.seed,
     )
     pipeline.save(out, overwrite=options.overwrite)
     sizes = weight_bytes(pipeline.denoiser)

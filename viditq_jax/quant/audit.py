@@ -15,6 +15,8 @@ from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.quant.stats import LayerStats, Stats
 
+TINY = 1e-30  # a weight of zeros has the incoherence and the error 0
+
 
 def audit(net: Net, quantized: Net, recipe: Recipe, stats: Stats | None = None) -> dict[str, dict[str, Any]]:
     """A record a quantized layer, by its path; JSON-able.
@@ -73,7 +75,7 @@ def _largest(layer: LayerStats | None) -> float | None:
 @jax.jit
 def _incoherence(matrix: Float[Array, "n k"]) -> Float[Array, ""]:
     size = jnp.abs(matrix.astype(jnp.float32))
-    return size.max() / size.mean()
+    return size.max() / jnp.maximum(size.mean(), TINY)
 
 
 @jax.jit
@@ -81,4 +83,4 @@ def _error(prepared: Float[Array, "n k"], weight: QWeight) -> Float[Array, ""]:
     stored = weight.weight.dequantize()
     if weight.branch is not None:
         stored = stored + weight.branch.matrix()
-    return jnp.linalg.norm(stored - prepared) / jnp.linalg.norm(prepared)
+    return jnp.linalg.norm(stored - prepared) / jnp.maximum(jnp.linalg.norm(prepared), TINY)

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.packed_matmul import packed_matmul
 from pallas_kernels.scaled_matmul import scaled_matmul
@@ -26,7 +26,7 @@ from viditq_jax.quant.inputs import quantize_input, static_scale
 from viditq_jax.quant.low_rank import LowRank
 from viditq_jax.quant.prepare.balance import Balance
 from viditq_jax.quant.qtensor import QTensor
-from viditq_jax.quant.ranges import PerRange
+from viditq_jax.quant.ranges import NO_RANGE, PerRange
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats
 
@@ -53,6 +53,8 @@ class QWeight:
         self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None
     ) -> Float[Array, "... n"]:
         """y = quantized x @ quantized weight.T + branch + bias, in the dtype of x."""
+        if isinstance(self.act_scale, PerRange):
+            raise ValueError(NO_RANGE)
         weight, dtype = self.weight, x.dtype
         prepared = self.inputs(x)
         branch: Any = 0
@@ -124,7 +126,7 @@ def quantized_weight(
             zero = None if act.symmetric else PerRange.of([zero for _, zero in each])
         else:
             scale, zero = static_scale(act, low.min(), high.max())
-    weight_sum = None if act is None or act.symmetric else _code_sums(weight)
+    weight_sum = None if act is None or act.symmetric else code_sums(weight)
     return QWeight(weight, weight_sum, prepare, branch, scale, zero, act)
 
 
@@ -135,12 +137,8 @@ def quantized_part(weight: Any) -> QWeight | None:
     return weight if isinstance(weight, QWeight) else None
 
 
-def _code_sums(weight: QTensor) -> jax.Array:
-    """Sums of the codes of a row; of packed and grouped weights, of code - zero of each group, as the
-    products want them.
-    """
-    codes = weight.codes().astype(jnp.int32)
-    if not weight.spec.packed and weight.spec.group is None:
-        return codes.sum(1, keepdims=True)
-    groups = codes.reshape(codes.shape[0], weight.scale.shape[1], -1)
-    return (groups if weight.zero is None else groups - weight.zero[..., None]).sum(2)
+def code_sums(weight: QTensor) -> Int32[Array, "n groups"]:
+    """Sums of the codes of each group of a row; of packed weights of code - zero, as packed_matmul wants."""
+    groups = weight.codes().astype(jnp.int32).reshape(weight.shape[0], weight.scale.shape[1], -1)
+    shifted = weight.spec.packed and weight.zero is not None
+    return (groups - weight.zero[..., None] if shifted else groups).sum(2)

@@ -16,6 +16,11 @@ import numpy as np
 
 from viditq_jax.net import Net
 
+NO_RANGE = (
+    "a layer whose parameters change over the denoising ranges was called without a range; choose one by"
+    " at_range(net, r). If it runs once per prompt, give its rule no ranges."
+)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +45,7 @@ class PerRange:
 
     def linear(self, x: Any, bias: Any) -> Any:
         """Refused: a layer cannot know the range."""
-        raise ValueError(
-            "a layer whose parameters change over the denoising ranges was called without a range; choose one"
-            " by at_range(net, r). If it runs once per prompt, give its rule no ranges."
-        )
+        raise ValueError(NO_RANGE)
 
 
 def _is_per_range(node: Any) -> bool:

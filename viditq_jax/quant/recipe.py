@@ -89,6 +89,8 @@ class Rule:
             found.append(
                 "act, prepare or low_rank with an unquantized weight; give the weight a format, or drop them"
             )
+        if self.weight and self.act and self.weight.kind != self.act.kind:
+            found.append(f"{self.weight} with {self.act}: a product takes two int8 or two fp8 operands")
         if self.low_rank < 0:
             found.append(f"low_rank: {self.low_rank}; give the rank of the branch, or 0 for none")
         for kind, text in [("rounding", self.rounding), *(("prepare", item) for item in self.prepare)]:

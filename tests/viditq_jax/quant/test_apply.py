@@ -22,7 +22,17 @@ from viditq_jax.quant.stats import LayerStats, abstract_stats
 
 X = jax.random.normal(jax.random.key(1), (3, 32))
 W8A8 = (Spec.parse("int8/channel/asym"), Spec.parse("int8/token"))
-PACKAGED = ["w8a8", "w6a6", "naive-static-w8a8", "w4a8-naive", "w4a8-group", "w4a8", "fp8", "w4a8-plus", "w4a4-plus"]  # noqa: E501
+PACKAGED = [
+    "w8a8",
+    "w6a6",
+    "naive-static-w8a8",
+    "w4a8-naive",
+    "w4a8-group",
+    "w4a8",
+    "fp8",
+    "w4a8-plus",
+    "w4a4-plus",
+]
 CONFIG = dataclasses.replace(PIXART, width=64, heads=2, depth=1)  # width: groups of 64
 
 
@@ -130,7 +140,8 @@ def test_shapes_of_a_quantized_net_follow_from_shapes_alone(calibrated, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"), [("w8a8", 0.03), ("naive-static-w8a8", 0.06), ("w4a8-group", 0.35), ("w4a8-naive", 0.35)]
+    ("name", "bound"),
+    [("w8a8", 0.03), ("naive-static-w8a8", 0.06), ("w4a8-group", 0.35), ("w4a8-naive", 0.35)],
 )
 def test_a_tiny_pixart_runs_jitted_and_stays_near_the_unquantized_one(calibrated, name, bound):
     """A 4-bit step is about 5 sigma / 15, its rounding 1 / sqrt(12) of that: 0.1 a layer.
@@ -156,7 +167,8 @@ def test_a_sample_does_not_depend_on_the_rest_of_its_batch(calibrated, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("w8a8", 0.52), ("naive-static-w8a8", 0.53), ("w4a8-naive", 0.29), ("w4a8-group", 0.29)]
+    ("name", "most"),
+    [("w8a8", 0.52), ("naive-static-w8a8", 0.53), ("w4a8-naive", 0.29), ("w4a8-group", 0.29)],
 )
 def test_weight_bytes_keep_what_the_recipe_promises_at_width_192(name, most):
     config = dataclasses.replace(CONFIG, width=192, heads=3)

@@ -12,7 +12,7 @@ from viditq_jax.quant.qweight import quantized_weight
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats
 
-WEIGHTS = ["int8/channel", "int8/channel/asym", "int8/tensor/asym", "int6/channel", "int4/channel/asym", "int4/tensor/asym", "int4/group32", "int4/group64/asym"]  # fmt: skip  # noqa: E501
+WEIGHTS = ["int8/channel", "int8/channel/asym", "int8/tensor/asym", "int6/channel", "int4/channel/asym", "int4/tensor/asym", "int4/group32", "int4/group64/asym", "int8/group64/asym"]  # fmt: skip  # noqa: E501
 INPUTS = ["int8/token", "int8/token/asym", "int6/token", "int8/tensor/static", "int8/tensor/asym/static"]
 K, N = 128, 24
 
@@ -50,7 +50,7 @@ def test_integer_product_equals_float_product_of_the_dequantized_operands(weight
     )  # conversion, scales, groups, bias: under 8 roundings
 
 
-@pytest.mark.parametrize("weight", ["int8/channel/asym", "int4/group64/asym"])
+@pytest.mark.parametrize("weight", ["int8/channel/asym", "int4/group64/asym", "int8/group64/asym"])
 def test_weight_only_multiplies_the_dequantized_weight(weight):
     _, qweight, x = layer(weight, None)
     np.testing.assert_array_equal(linear(qweight, x), linear(qweight.weight.dequantize(), x))

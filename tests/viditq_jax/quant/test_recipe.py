@@ -21,7 +21,7 @@ SHAPES = {
     }.items()
 }
 BASELINES = ("naive-static", "smoothquant", "quarot", "q-diffusion", "ptqd")
-OURS = ("float", "w8a8", "w8a8-dynamic", "w6a6", "w4a8", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
+OURS = ("float", "w8a8", "w8a8-dynamic", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
 PACKAGED = sorted([*OURS, *(f"{name}-{bits}" for name in BASELINES for bits in ("w8a8", "w4a8"))])
 
 
@@ -30,7 +30,7 @@ def recipe(*rules, **fields):
 
 
 def test_the_first_rule_that_matches_wins_and_other_layers_have_none():
-    attn, rest = Rule(("*/qkv", "*/proj"), W8), Rule(("blocks/*",), None)
+    attn, rest = Rule(("*/qkv", "*/fc9"), W8, optional=True), Rule(("blocks/*",), None)
     assert recipe(attn, rest).resolve(SHAPES) == {"blocks/0/attn/qkv": attn, "blocks/0/mlp/fc2": rest}
 
 
@@ -68,18 +68,25 @@ def test_a_format_that_does_not_fit_is_an_error_that_names_layer_and_rule_and_wh
     ("rule", "message"),
     [
         (Rule(("*",), W8, rounding="nearly"), "rule 1: rounding: 'nearly' is not known; known: .*nearest"),
-        (Rule(("*",), W8, prepare=("balanse:0.1",)), "rule 1: prepare: 'balanse' is not known; known: balance"),
+        (
+            Rule(("*",), W8, prepare=("balanse:0.1",)),
+            "rule 1: prepare: 'balanse' is not known; known: balance",
+        ),
         (Rule(("*",), W8, prepare=("balance:beta=1",)), "prepare: 'balance' has no option 'beta=1'.*alpha"),
         (Rule(("*",), W8, prepare=("balance:alpha=much",)), "balance: alpha='much' is not a number"),
         (Rule(("*",), W8, prepare=("balance:alpha=1.5",)), "balance: alpha is 1.5; it lies in"),
         (Rule(("*",), None, low_rank=4), "rule 1: act, prepare or low_rank with an unquantized weight"),
+        (Rule(("*",), W8, Spec.parse("fp8/token")), "int8/channel with fp8/token: a product takes"),
         (Rule(("*",), W8, low_rank=-4), "rule 1: low_rank: -4"),
         (Rule(("head",), W8, low_rank=9), "rule 1: head: low_rank: 9 is more than its 8"),
         (Rule(("head",), W8, prepare=("hadamard:block=25",)), "rule 1: head: hadamard:block=25: "),
         (Rule(("*",), W8, prepare=("balance:ranges=true",)), "ranges: a rule has parameters that change"),
         (Rule(("*",), Spec.parse("int8/token")), "rule 1: weight: int8/token is for inputs"),
         (Rule(("*",), W8, W8), "rule 1: act: int8/channel is for weights"),
-        (Rule(("*",), None, Spec.parse("int8/token")), "rule 1: act, prepare or low_rank with an unquantized"),
+        (
+            Rule(("*",), None, Spec.parse("int8/token")),
+            "rule 1: act, prepare or low_rank with an unquantized",
+        ),
     ],
 )
 def test_an_impossible_rule_is_an_error(rule, message):
