@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from viditq_jax import load_pipeline, load_recipe
+from viditq_jax import load_pipeline, load_recipe, quantize_pipeline
 
 PROMPT = "red apple"
 
@@ -15,7 +15,7 @@ PROMPT = "red apple"
 def main(out: Path = Path("runs/quickstart.png")) -> None:
     """Write a picture with the float version on the left and the 8-bit version on the right."""
     pipeline = load_pipeline()
-    small = pipeline.quantized(load_recipe("w8a8"))
+    small = quantize_pipeline(pipeline, load_recipe("w8a8"))
     pictures = [each([PROMPT], seed=0)[0] for each in (pipeline, small)]
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(pictures, axis=1)).save(out)

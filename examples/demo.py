@@ -2,9 +2,9 @@
 
     make demo          (or: python examples/demo.py --out runs/demo)
 
-Converts the packaged PyTorch checkpoint, quantizes it to w8a8 and w4a8-group, makes the same 16 pictures with
-all of them (and in float32, which shows how much rounding to bfloat16 alone changes), compares them, and
-draws the report.
+Converts the packaged PyTorch checkpoint, calibrates and quantizes it to w8a8 and w4a8, makes the same 16
+pictures with all of them (and in float32, which shows how much rounding to bfloat16 alone changes), compares
+them, follows the drift of the latents step by step, and draws the report.
 """
 
 import argparse
@@ -22,11 +22,13 @@ import jax.numpy as jnp
 from converters import convert
 from viditq_jax import checkpoint, evaluate, generate, load_pipeline, load_recipe
 from viditq_jax.cli._common import bar, packaged_model, packaged_prompts, working
+from viditq_jax.drift import Drift, times, trajectory
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.post_training import default_conditions, quantize_pipeline
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.report import write_report
 
-RECIPES = ("w8a8", "w4a8-group")
+RECIPES = ("w8a8", "w4a8")
 WRITTEN = {"artifacts", "pictures", "metrics.json", "grid.png", "report.html"}  # in the run folder
 SEED, BATCH = 0, 8
 
@@ -50,8 +52,9 @@ def make_artifacts(run: Path) -> dict[str, Path]:
     with working("converting the packaged PyTorch checkpoint"), packaged_model() as folder:
         checkpoint.save(convert(folder), paths["float"])
     for name in RECIPES:
-        with working(f"quantizing to {name}"):
-            load_pipeline(paths["float"]).quantized(load_recipe(name)).save(paths[name])
+        pipeline = load_pipeline(paths["float"])
+        with bar(f"{name}: calibrate and quantize", len(default_conditions(pipeline))) as advance:
+            quantize_pipeline(pipeline, load_recipe(name), advance=advance).save(paths[name])
     return paths
 
 
@@ -62,6 +65,13 @@ def make_pictures(pipeline: Pipeline, prompts: list[str], out: Path) -> float:
     started = time.perf_counter()
     pipeline(prompts[:BATCH], seed=SEED)
     return (time.perf_counter() - started) / len(prompts[:BATCH])
+
+
+def latents(pipeline: Pipeline, prompts: list[str]) -> Any:
+    """The latents of the first prompts after each step."""
+    count = min(BATCH, len(prompts))
+    with bar("latents of each step", count) as advance:
+        return trajectory(pipeline, prompts[:count], seed=SEED, batch=count, advance=advance)
 
 
 def compare(run: Path, name: str, reference: str) -> dict[str, float | None]:
@@ -89,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     paths = make_artifacts(run)
     variants: dict[str, dict[str, Any]] = {}
+    reference = latents(load_pipeline(paths["float"]), prompts)
     for name, path in paths.items():
         pipeline = load_pipeline(path)
         seconds = make_pictures(pipeline, prompts, run / "pictures" / name)
@@ -100,6 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
             "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
             **(compare(run, name, "float") if name != "float" else {"psnr_db": None, "ssim": None}),
         }
+        if name != "float":
+            drift = Drift.between(times(pipeline), reference, latents(pipeline, prompts))
+            variants[name] |= {"latent_rel_l2": drift.final, "drift": drift.to_json()}
     layers = weight_bytes(load_pipeline(paths["w8a8"]).denoiser)  # those that the recipes quantize
     for name, record in variants.items():
         weights = record.pop("weights")

@@ -4,6 +4,7 @@ from viditq_jax.calibrate import calibrate
 from viditq_jax.evaluate import evaluate
 from viditq_jax.generate import generate
 from viditq_jax.pipeline import Pipeline, load_pipeline
+from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe, Rule, load_recipe
 from viditq_jax.quant.spec import Spec
@@ -20,5 +21,6 @@ __all__ = [
     "load_pipeline",
     "load_recipe",
     "quantize",
+    "quantize_pipeline",
     "sample",
 ]

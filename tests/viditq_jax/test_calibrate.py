@@ -146,7 +146,7 @@ def test_the_last_step_alone_would_give_other_statistics() -> None:
 def test_a_quantized_pipeline_and_a_recipe_that_does_not_fit_are_refused() -> None:
     pipeline = tiny.pipeline()
     with pytest.raises(ValueError, match="statistics are of the float model"):
-        calibrate(pipeline.quantized(load_recipe("w8a8")), PROMPTS, STATIC)
+        calibrate(pipeline.quantized(load_recipe("w8a8-dynamic")), PROMPTS, STATIC)
     with pytest.raises(RecipeError, match="nowhere matches none"):
         calibrate(pipeline, PROMPTS, Recipe((Rule(("nowhere",), Spec.parse("int8/channel")),)))
 

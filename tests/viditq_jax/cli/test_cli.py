@@ -7,6 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from viditq_jax.cli.generate import Options as GenerateOptions
 from viditq_jax.cli.generate import default_folder
 from viditq_jax.pipeline import load_pipeline
 
-VERBS = ("convert", "evaluate", "generate", "inspect", "quantize", "report")
+VERBS = ("calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,16 @@ def test_quantize_generate_and_evaluate_work_together(
 ) -> None:
     prompts = ["--prompt", "a red apple", "two blue dogs", "--steps", "2"]
     assert (
-        main(["quantize", str(folder / "float"), "--recipe", "w8a8-static", "--out", str(tmp_path / "w8")])
+        main(
+            [
+                "quantize",
+                str(folder / "float"),
+                "--recipe",
+                "naive-static-w8a8",
+                "--out",
+                str(tmp_path / "w8"),
+            ]
+        )
         == 0
     )
     assert "14 linear layers quantized" in capsys.readouterr().out
@@ -104,6 +114,28 @@ def test_quantize_generate_and_evaluate_work_together(
     assert 0 < values["ssim"] < 1
     assert main(["inspect", str(tmp_path / "w8"), "--layers"]) == 0
     assert re.search(r"blocks/0/attn/qkv +int8/channel", capsys.readouterr().out)
+
+
+def test_statistics_of_a_file_quantize_as_those_made_on_the_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And `inspect` tells, of each layer, the rule and what it did."""
+    file, prompts = str(tmp_path / "stats.safetensors"), tmp_path / "prompts.txt"
+    prompts.write_text("a red apple\ntwo blue dogs\n")
+    source = [str(folder / "float"), "--recipe", "w8a8", "--prompts", str(prompts)]
+    assert main(["calibrate", *source, "--out", file, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["conditions"], facts["ranges"], facts["layers"]) == (2, 1, 21)
+    assert facts["peak_bytes"] > facts["bytes"] > 0
+    for name, extra in (("once", ["--stats", file]), ("on-the-way", [])):
+        assert main(["quantize", *source, *extra, "--out", str(tmp_path / name)]) == 0
+    kept, made = (load_pipeline(tmp_path / name).denoiser.params for name in ("once", "on-the-way"))
+    jax.tree.map(np.testing.assert_array_equal, kept, made)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "once"), "--layers"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"rule 2: balance:alpha=0.5 \+ hadamard \+ nearest \(balance folded\); \d+ bytes", shown)
+    assert re.search(r"input [\d.]+ -> not known after a rotation; weight error [\d.]+%", shown)
 
 
 def test_a_truncated_checkpoint_is_refused(
