@@ -95,6 +95,7 @@ def calibrate(
             grams=grams,
         )
         stats = merge_stats(stats, seen) if stats else seen
+        del seen  # Gram matrices of a large model are gigabytes
         _check(stats)
         if file:
             save_stats(stats, file, {**run, "done": start + len(part)})
@@ -133,15 +134,16 @@ def _trajectory(
 ) -> Stats:
     """The statistics of one batch over all of its denoising steps.
 
-    What depends on the prompt alone runs once, and counts in every range: each sees it alike.
+    What depends on the prompt alone runs once, and counts in every range: each sees it alike. Padding, which
+    nothing attends to, does not count.
     """
     empty = {
         path: LayerStats.empty(weight.shape[1], len(bounds) + 1, gram=path in grams)
         for path, weight in net.weights().items()
     }
-    prompt, stats = observe(
-        net, lambda tapped: encode_prompt(tapped, conditions), empty, r=slice(None), initial=True
-    )
+    real = _without_padding(conditions)
+    _, stats = observe(net, lambda tapped: encode_prompt(tapped, real), empty, r=slice(None), initial=True)
+    prompt = encode_prompt(net, conditions)
     table = rows(sampler, steps)
     index = jnp.asarray(range_index(np.asarray(table["t"]), bounds))
 
@@ -163,6 +165,17 @@ def _trajectory(
     return stats
 
 
+def _without_padding(conditions: dict[str, Any]) -> dict[str, Any]:
+    """The conditions with the real tokens of each prompt over and over where its padding was."""
+    if "mask" not in conditions:
+        return conditions
+    y, mask = conditions["y"], conditions["mask"]
+    real = jnp.argsort(~mask, axis=1, stable=True)  # positions of real tokens first
+    place = jnp.arange(y.shape[1]) % jnp.maximum(mask.sum(1, keepdims=True), 1)
+    position = jnp.take_along_axis(real, place, axis=1)
+    return {**conditions, "y": jnp.take_along_axis(y, position[..., None], axis=1)}
+
+
 def save_stats(stats: Stats, file: str | Path, facts: Mapping[str, Any]) -> None:
     """Write statistics and what they are of as one safetensors file, which appears whole or not at all."""
     file = Path(file)
@@ -178,8 +191,9 @@ def save_stats(stats: Stats, file: str | Path, facts: Mapping[str, Any]) -> None
         safetensors.numpy.save_file(arrays, partial_file, {"facts": json.dumps(facts)})
         partial_file.replace(file)
     except (OSError, safetensors.SafetensorError) as error:
-        partial_file.unlink(missing_ok=True)
         raise OSError(f"{file} cannot be written ({error}); free some space, and run again.") from error
+    finally:
+        partial_file.unlink(missing_ok=True)
 
 
 def load_stats(file: str | Path) -> tuple[Stats, dict[str, Any]]:
@@ -189,6 +203,8 @@ def load_stats(file: str | Path) -> tuple[Stats, dict[str, Any]]:
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             facts = json.loads((opened.metadata() or {})["facts"])
+            if not isinstance(facts, dict):
+                raise ValueError("its facts are no object")
             arrays = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
         layers: dict[str, dict[str, Any]] = {}
         for name, value in arrays.items():
@@ -224,4 +240,20 @@ def _resume(file: Path, run: dict[str, Any]) -> tuple[int, Stats]:
         raise ValueError(
             f"{file} holds statistics of another {', '.join(differs)}; choose another file for this run."
         )
-    return int(facts["done"]), stats
+    done = facts.get("done")
+    if type(done) is not int or not 0 < done <= len(run["conditions"]):
+        raise ValueError(f"{file} does not say how far it got; delete it, and calibrate again.")
+    return done, stats
+
+
+def check_stats_file(facts: Mapping[str, Any], pipeline: Pipeline, recipe: Recipe) -> None:
+    """Raise ValueError if statistics with these facts are not whole, or of another model or recipe."""
+    if facts.get("done") != len(facts.get("conditions", ())):
+        raise ValueError(
+            "these statistics were cut short; run `viditq calibrate` again with the same flags, it goes on."
+        )
+    wanted = {"ranges": list(recipe.ranges), "weights": fingerprint(pipeline.nets())}
+    if differs := [key for key, value in wanted.items() if facts.get(key) != value]:
+        raise ValueError(
+            f"these statistics are of another {' and '.join(differs)}; calibrate this model with this recipe."
+        )

@@ -92,6 +92,11 @@ def compare_recipes(
     loaded, skipped = _fitting(pipeline, recipes, skip_misfits)
     models = {title: pipeline}
     if stressed:
+        if title == "stressed":
+            raise ValueError(
+                "the model is called 'stressed', as its twin with outliers would be; give another title, or"
+                " leave the twin out."
+            )
         models["stressed"] = dataclasses.replace(pipeline, denoiser=stress(pipeline.denoiser))
     records: dict[str, Any] = {
         "model": title,
@@ -184,8 +189,8 @@ class _Bench:
 
     def measure(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """The record of one recipe."""
-        started = time.perf_counter()
         stats = self._statistics(name, recipe)
+        started = time.perf_counter()
         with self.progress(f"{self.model}, {name}: quantizing", 1) as advance:
             small = quantize_pipeline(self.pipeline, recipe, seed=self.seed + 1, stats=stats)
             advance(1)
@@ -209,6 +214,7 @@ class _Bench:
         """What float and quantized variants share: the pictures, sizes and times."""
         self._pictures(name, pipeline)
         first = self.conditions[: self.batch]
+        pipeline(first, seed=self.seed)  # compiled already, unless the pictures were there
         started = time.perf_counter()
         pipeline(first, seed=self.seed)
         seconds = (time.perf_counter() - started) / len(first)
@@ -299,6 +305,7 @@ class _Bench:
             "sampler": self.pipeline.facts["sampler"],
             "guidance": self.pipeline.facts["guidance"],
             "device": jax.devices()[0].device_kind,
+            "versions": versions(),
         }
         return json.loads(json.dumps(settings))
 
@@ -313,6 +320,8 @@ def _fitting(
         label = Path(name).stem
         if label == REFERENCE:
             continue
+        if label in ("bfloat16", "float32"):
+            raise ValueError(f"a recipe is called {label!r}, as are pictures of the float model; rename it.")
         if label in loaded:
             raise ValueError(f"two recipes are called {label!r}; rename one, as results go by this name.")
         try:

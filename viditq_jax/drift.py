@@ -70,8 +70,9 @@ class Drift:
 class LayerNoise:
     """The noise of one quantized layer, in decibels below its float output, and how uneven its input is.
 
-    incoherence: largest |x| over mean |x| of the input, before the recipe prepares it; of each step the whole
-    batch. The noise is of weight, input and low-rank branch together, without rounding to bfloat16.
+    incoherence: largest |x| over mean |x| of the input, before what the layer does to it (a folded balance is
+    in it already); of each step the whole batch. The noise is of weight, input and low-rank branch together,
+    without rounding to bfloat16.
     """
 
     sqnr_db: float  # over all steps; infinite without noise

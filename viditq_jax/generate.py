@@ -99,6 +99,7 @@ def generate(
         "dtype": pipeline.facts["dtype"],
         "source": pipeline.facts.get("source"),
         "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
+        "correction": pipeline.facts.get("correction"),
         "weights": fingerprint(pipeline.nets()),
         "device": jax.devices()[0].device_kind,
     }

@@ -347,6 +347,9 @@ def _check(described: Pipeline) -> None:
     facts = described.facts
     described.sampler.table(described.steps)
     _ = described.guidance, described.latent_shape()
+    _ = described.correction(described.steps)
+    if not all(isinstance(layer, dict) for layer in dict(facts.get("layers", {})).values()):
+        raise ValueError("the records of its layers are no records")
     if facts["denoiser"]["config"].get("micro_conditions"):
         _ = facts["source"]["denoiser"]["format"]
     if facts["conditions"]["kind"] == "label":

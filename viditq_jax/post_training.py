@@ -21,6 +21,8 @@ from viditq_jax.calibrate import calibrate
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.programs import Bounds, Guidance, guided_model, parts
+from viditq_jax.quant.apply import check_recipe
+from viditq_jax.quant.audit import audit
 from viditq_jax.quant.fold import fold
 from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.recipe import Recipe
@@ -49,7 +51,7 @@ def quantize_pipeline(
     """
     if pipeline.recipe is not None:
         raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
-    recipe.resolve(pipeline.denoiser.weights())
+    check_recipe(pipeline.denoiser, recipe)
     samples = default_conditions(pipeline) if conditions is None else conditions
     if recipe.needs_stats and stats is None:
         stats = calibrate(pipeline, samples, recipe, seed=seed, batch=batch, advance=advance)
@@ -107,7 +109,8 @@ def _tuned(
 
     target, _ = fold(pipeline.denoiser, recipe.resolve(pipeline.denoiser.weights()), stats)
     tuned = method.module.tune(small.denoiser, target, run, calls, method.options)
-    return dataclasses.replace(small, denoiser=tuned)
+    facts = {**small.facts, "layers": audit(pipeline.denoiser, tuned, recipe, stats)}
+    return dataclasses.replace(small, denoiser=tuned, facts=facts)
 
 
 @partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))

@@ -96,7 +96,8 @@ def parts(
             rows_here = {name: column[steps] for name, column in table.items()}
             yield guided_model(at_range(net, r), conditions, scale, guidance), rows_here
         return
-    prompt, ranges = encode_prompt(net, conditions), jnp.asarray(index)
+    # Inputs that depend on the prompt alone were calibrated alike in every range.
+    prompt, ranges = encode_prompt(at_range(net, 0), conditions), jnp.asarray(index)
 
     def denoise(x: Array, t: Array, i: Array) -> Array:
         return guided_model(at_range(net, ranges[i]), conditions, scale, guidance, prompt)(x, t, i)

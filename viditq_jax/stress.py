@@ -131,7 +131,8 @@ def outliers(net: Net, *, factor: float = 50.0, channels: int = 4, seed: int = 0
             compressed = layer == "attn/proj" and f"{block}/attn/norm/weight" in values
             if compressed or f"{block}/{source}/weight" not in values:
                 continue
-            weight, bias = (np.asarray(values[f"{block}/{source}/{part}"]) for part in ("weight", "bias"))
+            names = (f"{block}/{source}/{part}" for part in ("weight", "bias"))
+            weight, bias = (np.asarray(values[name], np.float32) for name in names)
             size = np.sqrt(np.square(weight[-width:]).sum(1) + np.square(bias[-width:]))[None]
             chosen = np.sort(rng.choice(width, channels, replace=False))
             course = _relative(size)[:, chosen]

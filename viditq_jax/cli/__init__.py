@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"viditq {arguments[0]}: interrupted; `viditq generate` goes on when it is run again with the "
-            "same flags.",
+            f"viditq {arguments[0]}: interrupted; generate, calibrate and evaluate --recipes go on when "
+            "they are run again with the same flags.",
             file=sys.stderr,
         )
         return 130

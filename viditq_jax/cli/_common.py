@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from viditq_jax.calibrate import calibrate, load_stats
+from viditq_jax.calibrate import calibrate, check_stats_file, load_stats
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
@@ -97,7 +97,9 @@ def quantized(
         raise ValueError("this artifact is quantized already; give the float artifact that it came from.")
     recipe = load_recipe(name)
     samples = calibration_conditions(pipeline, prompts)
-    known = load_stats(stats)[0] if stats else None
+    known, facts = load_stats(stats) if stats else (None, {})
+    if stats:
+        check_stats_file(facts, pipeline, recipe)
     if recipe.needs_stats and known is None:
         with bar("calibrating (the first batch compiles)", len(samples)) as advance:
             known = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)

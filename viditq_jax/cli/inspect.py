@@ -120,21 +120,33 @@ def _text(facts: dict[str, Any]) -> str:
         )
     for path, layer in facts.get("layers", {}).items():
         lines.append(f"{path:<34} {layer['what']}")
-        if "rule" in layer:
+        if layer.keys() >= _AUDITED:
             lines.append("    " + _audit_text(layer))
     return "\n".join(lines)
 
 
+_AUDITED = {
+    "rule", "why", "prepare", "rounding", "low_rank", "folded", "bytes", "bfloat16_bytes", "incoherence",
+    "input_incoherence", "weight_error",
+}  # fmt: skip
+
+
 def _audit_text(layer: dict[str, Any]) -> str:
     """A quantized layer in a line: rule, transforms, bytes, incoherence before and after, error."""
-    steps = [*layer["prepare"], layer["rounding"]] + [f"rank {layer['low_rank']}"] * bool(layer["low_rank"])
     before, after = (_figure(value) for value in layer["input_incoherence"])
     inputs = "" if before is None else f", input {before} -> {after or 'not known after a rotation'}"
     return (
-        f"rule {layer['rule']}: {' + '.join(steps)}{' (balance folded)' if layer['folded'] else ''}; "
+        f"rule {layer['rule']}: {_steps(layer)}{' (balance folded)' if layer['folded'] else ''}; "
         f"{layer['bytes']} bytes ({layer['bytes'] / layer['bfloat16_bytes']:.3f}x); incoherence: weight "
         f"{layer['incoherence'][0]:.1f} -> {layer['incoherence'][1]:.1f}{inputs}; weight error "
         f"{100 * layer['weight_error']:.2f}%. {layer['why']}"
+    )
+
+
+def _steps(rule: dict[str, Any]) -> str:
+    """What is done to inputs and weight, in order."""
+    return " + ".join(
+        [*rule["prepare"], rule["rounding"], *([f"rank {rule['low_rank']}"] if rule["low_rank"] else [])]
     )
 
 
@@ -144,11 +156,13 @@ def _figure(value: float | None) -> str | None:
 
 def _recipe_text(name: str, recipe: Recipe) -> str:
     lines = [f"{name}: {recipe.source}"]
+    facts = {"ranges": recipe.ranges, "tuning": recipe.tuning, "correction": recipe.correction}
+    lines += [f"  {fact}: {value}" for fact, value in facts.items() if value]
     for rule in recipe.to_json()["rules"]:
-        match = rule["match"] if isinstance(rule["match"], str) else ", ".join(rule["match"])
+        steps = f", {_steps(rule)}" if rule["weight"] else ""
         lines.append(
-            f"  {match}\n    weight {rule.get('weight') or 'float'}, input {rule.get('act') or 'float'}. "
-            f"{rule.get('why', '')}"
+            f"  {', '.join(rule['match'])}\n    weight {rule['weight'] or 'float'}, input "
+            f"{rule['act'] or 'float'}{steps}. {rule['why']}"
         )
     return "\n".join(lines)
 

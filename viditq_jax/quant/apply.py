@@ -45,11 +45,17 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
         raise RecipeError(
             f"the weights of {', '.join(broken)} are not finite; check the checkpoint they are from."
         )
-    _check_stats(recipe, rules, stats or {})
+    _check_stats(recipe, rules, stats or {}, weights)
     return _convert(net, stats or {}, rules=rules)
 
 
-def _check_stats(recipe: Recipe, rules: dict[str, Rule], stats: Stats) -> None:
+def check_recipe(net: Net, recipe: Recipe) -> None:
+    """Raise what `quantize` would of a recipe that is impossible for the net, without computing anything."""
+    if not any(isinstance(weight, jax.core.Tracer) for weight in net.weights().values()):
+        quantize(jax.eval_shape(lambda net: net, net), recipe)
+
+
+def _check_stats(recipe: Recipe, rules: dict[str, Rule], stats: Stats, weights: dict[str, Any]) -> None:
     """Raise RecipeError for statistics that are missing or not those of the recipe."""
     wanted = [path for path, rule in rules.items() if rule.needs_stats]
     missing = [path for path in wanted if path not in stats]
@@ -60,13 +66,17 @@ def _check_stats(recipe: Recipe, rules: dict[str, Rule], stats: Stats) -> None:
         )
     faults = []
     for path in wanted:
-        found = stats[path].low
-        if found is not None and len(found) != recipe.range_count:
+        layer, found = stats[path], stats[path].low
+        if layer.initial.shape[0] != weights[path].shape[1]:
+            faults.append(f"{path}: {layer.initial.shape[0]} inputs instead of {weights[path].shape[1]}")
+        elif found is not None and len(found) != recipe.range_count:
             faults.append(f"{path}: {len(found)} ranges instead of {recipe.range_count}")
         elif rules[path].needs_gram and stats[path].gram is None:
             faults.append(f"{path}: no Gram matrix, which {rules[path].rounding} and low_rank use")
         elif not bool((stats[path].count > 0).all()):
             faults.append(f"{path}: a range in which no input was seen; calibrate with more steps")
+        elif not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(layer)):
+            faults.append(f"{path}: numbers that are not finite")
     if faults:
         raise RecipeError(
             f"recipe {recipe.name}: these statistics are not for it: {_listed(faults)}. Calibrate again with"
@@ -91,6 +101,10 @@ def _convert(net: Net, stats: Stats, *, rules: dict[str, Rule]) -> Net:
         rule = rules.get(path)
         if rule is None or rule.weight is None:
             return weight
+        with jax.default_matmul_precision("highest"):  # float32 means float32, on accelerators too
+            return quantized(path, weight, rule)
+
+    def quantized(path: str, weight: Any, rule: Rule) -> Any:
         prepare = [find_method("prepare", item) for item in rule.prepare[path in done :]]
         layer = stats.get(path)
         if layer is None or not any(getattr(method.options, "ranges", False) for method in prepare):

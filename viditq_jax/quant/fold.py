@@ -37,14 +37,22 @@ def sources(net: Net) -> dict[str, Source]:
 
 
 def folded(net: Net, rules: Mapping[str, Rule]) -> dict[str, Source]:
-    """The layers whose first step is a balance, one for all ranges, that the layer before can take over."""
-    return {path: source for path, source in sources(net).items() if _balance(rules.get(path)) is not None}
+    """The layers whose first step is a balance, one for all ranges, that the layer before can take over.
+
+    It can if it is quantized itself: weights in bfloat16 would be rounded anew.
+    """
+    quantized = {path for path, rule in rules.items() if rule.weight is not None}
+    return {
+        path: source
+        for path, source in sources(net).items()
+        if source.path in quantized and _balance(rules.get(path)) is not None
+    }
 
 
 def fold(net: Net, rules: Mapping[str, Rule], stats: Stats) -> tuple[Net, Stats]:
     """The same function with these balances in the weights; and the statistics of the inputs that result.
 
-    Weights that will be quantized come out in float32, so that nothing is rounded twice.
+    The weights come out in float32, so that nothing is rounded twice; biases keep their dtype.
     """
     weights = net.weights()
     divided: dict[str, list[tuple[int, Any]]] = {}
@@ -64,12 +72,11 @@ def fold(net: Net, rules: Mapping[str, Rule], stats: Stats) -> tuple[Net, Stats]
             value = multiplied[path].weight(value)
         if kind not in ("weight", "bias") or path not in divided:
             return value
-        rounded = kind == "bias" or rules.get(path) is None or rules[path].weight is None
         dtype, value = value.dtype, value.astype(jnp.float32)
         for row, scale in divided[path]:
             rows = slice(row, row + len(scale))
             value = value.at[rows].divide(scale[:, None] if kind == "weight" else scale)
-        return value.astype(dtype) if rounded else value
+        return value.astype(dtype) if kind == "bias" else value
 
     return net.map_variables(rescale), changed
 

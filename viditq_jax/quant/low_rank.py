@@ -48,11 +48,13 @@ class LowRank:
 
     def product(self, x: Float32[Array, "m k"]) -> Float32[Array, "m n"]:
         """x @ (up @ down).T in float32, by way of `rank` numbers a row."""
-        return (x @ self.down.astype(jnp.float32).T) @ self.up.astype(jnp.float32).T
+        with jax.default_matmul_precision("highest"):
+            return (x @ self.down.astype(jnp.float32).T) @ self.up.astype(jnp.float32).T
 
     def matrix(self) -> Float32[Array, "n k"]:
         """up @ down, in float32."""
-        return self.up.astype(jnp.float32) @ self.down.astype(jnp.float32)
+        with jax.default_matmul_precision("highest"):
+            return self.up.astype(jnp.float32) @ self.down.astype(jnp.float32)
 
 
 def split(

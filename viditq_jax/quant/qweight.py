@@ -120,7 +120,7 @@ def quantized_weight(
                 f" no rotation has mixed."
             )
         low, high = stats.low.min(1), stats.high.max(1)
-        if act.per_range:
+        if act.per_range and len(low) > 1:  # of one range: so is the whole object
             each = [static_scale(act, low[r], high[r]) for r in range(len(low))]
             scale = PerRange.of([scale for scale, _ in each])
             zero = None if act.symmetric else PerRange.of([zero for _, zero in each])

@@ -91,6 +91,8 @@ class Rule:
             )
         if self.weight and self.act and self.weight.kind != self.act.kind:
             found.append(f"{self.weight} with {self.act}: a product takes two int8 or two fp8 operands")
+        if self.weight and self.weight.kind == "fp" and self.rounding.partition(":")[0] != "nearest":
+            found.append(f"rounding: {self.rounding} chooses between integers; use nearest for {self.weight}")
         if self.low_rank < 0:
             found.append(f"low_rank: {self.low_rank}; give the rank of the branch, or 0 for none")
         for kind, text in [("rounding", self.rounding), *(("prepare", item) for item in self.prepare)]:
@@ -150,11 +152,6 @@ class Recipe:
     def needs_stats(self) -> bool:
         """Whether some layers must be calibrated."""
         return any(rule.needs_stats for rule in self.rules)
-
-    @property
-    def needs_samples(self) -> bool:
-        """Whether the float model must be run on some conditions."""
-        return self.needs_stats or bool(self.tuning or self.correction)
 
     @property
     def range_count(self) -> int:
@@ -258,7 +255,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if str(name_or_path) in packaged:
         text = packaged[str(name_or_path)].read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{name_or_path} is no text ({error.reason}); a recipe is JSON.") from None
     else:
         near = difflib.get_close_matches(str(name_or_path), packaged, n=3, cutoff=0.4) or sorted(packaged)
         raise RecipeError(
@@ -306,7 +306,9 @@ def _checked(data: Any, kinds: dict[str, Any], where: str, faults: list[str]) ->
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1) or list(kinds)
             faults.append(f"{where}unknown field {key!r}; did you mean {', '.join(near)}?")
-        elif value is not None and not isinstance(value, kinds[key]):
+        elif value is not None and (
+            not isinstance(value, kinds[key]) or (kinds[key] is int and isinstance(value, bool))
+        ):
             names = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
             expected = " or ".join(kind.__name__ for kind in names)
             faults.append(f"{where}{key}: found {value!r}, expected {expected}")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from viditq_jax.net import Net
 
+TINY = np.float32(1e-30)  # inputs that are all zero have the incoherence 0
 DECAY = np.float32(0.95)  # of the released code, whatever its configuration says
 
 
@@ -97,7 +98,7 @@ class LayerStats:
     @property
     def incoherence(self) -> Float[Array, " r"]:
         """Largest |x| over mean |x| of the whole input. Source: ViDiT-Q, section 3 (a group is a tensor)."""
-        return self.absmax.max(1) / self.mean.mean(1)
+        return self.absmax.max(1) / jnp.maximum(self.mean.mean(1), TINY)
 
     def update(self, x: Float[Array, "... k"], r: Any = 0, initial: Any = False) -> "LayerStats":
         """These statistics with the rows of x added.

@@ -1,9 +1,19 @@
 """Which variants of a run are worse than asked, so that a build can fail on them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-LOWER_IS_BETTER = ("latent_rel_l2", "weight_bytes", "seconds_per_image", "artifact_bytes")
+LOWER_IS_BETTER = (
+    "latent_rel_l2",
+    "weight_bytes",
+    "bfloat16_weight_bytes",
+    "weight_bytes_vs_bfloat16",
+    "weight_disk_bytes",
+    "artifact_bytes",
+    "seconds_per_image",
+    "seconds_to_quantize",
+)
 
 
 class BelowThresholdError(ValueError):
@@ -17,6 +27,8 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, float]:
         name, _, value = text.partition("=")
         try:
             found[name] = float(value)
+            if not math.isfinite(found[name]):
+                raise ValueError(value)
         except ValueError:
             raise ValueError(
                 f"{text!r} is no threshold; write a measure and a number, as psnr_db=30."
@@ -25,7 +37,7 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, float]:
 
 
 def check_thresholds(records: Mapping[str, Any], thresholds: Mapping[str, float]) -> None:
-    """Raise BelowThresholdError if a variant is worse than a threshold; a measure that is null is perfect.
+    """Raise BelowThresholdError if a variant is worse than a threshold, or lacks it; null is perfect.
 
     Sizes, times and distances must not be above the threshold, all others not below.
     Raises ValueError for a measure that no variant has.
@@ -44,8 +56,10 @@ def check_thresholds(records: Mapping[str, Any], thresholds: Mapping[str, float]
     worse = []
     for variant, record in variants.items():
         for name, limit in thresholds.items():
-            value = record.get(name)
-            lower = name in LOWER_IS_BETTER
+            if name not in record:
+                worse.append(f"{variant}: {name} was not measured")
+                continue
+            value, lower = record[name], name in LOWER_IS_BETTER
             if value is not None and (value > limit if lower else value < limit):
                 worse.append(f"{variant}: {name} {value:.4g} is {'above' if lower else 'below'} {limit:g}")
     if worse:

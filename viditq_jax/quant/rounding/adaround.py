@@ -15,6 +15,7 @@ effect.
 """
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -61,8 +62,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}; choose at least 1.")
-        if self.rate <= 0 or self.strength <= 0:
-            raise ValueError(f"rate={self.rate} and strength={self.strength}; both must be above 0.")
+        if not 0 < self.rate < math.inf or not 0 < self.strength < math.inf:
+            raise ValueError(
+                f"rate={self.rate} and strength={self.strength}; both must be finite and above 0."
+            )
         if not 0 <= self.warmup < BETA_UNTIL:
             raise ValueError(f"warmup={self.warmup}; choose a part from 0 to below {BETA_UNTIL}.")
         if self.range not in RANGES:

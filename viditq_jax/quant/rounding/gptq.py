@@ -79,6 +79,13 @@ def fit(
     if spec.granularity == "group" and options.order and not options.static_groups:
         raise ValueError(f"{spec}: order=true scatters the inputs of a group; add static_groups=true.")
     weight = weight.astype(jnp.float32)
+    if not isinstance(gram, jax.core.Tracer | jax.ShapeDtypeStruct) and not bool(
+        jnp.isfinite(_feedback(damped(gram, options.damping))).all()
+    ):
+        raise ValueError(
+            f"gptq cannot factor the Gram matrix of {weight.shape[1]} inputs in float32; raise damping above"
+            f" {options.damping}, or calibrate on more samples."
+        )
     start = (search if options.range == "search" else nearest).fit(weight, spec, gram)
     return best(weight, gram, nearest.fit(weight, spec), _rounded(weight, start, gram, options))
 

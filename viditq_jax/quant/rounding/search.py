@@ -54,9 +54,8 @@ def fit(
 ) -> QTensor:
     """The weight in codes of the ranges with the smallest error.
 
-    gram: if given, errors at input j count in proportion to gram[j, j], the sum of its squares: the error of
-    the
-        outputs if inputs were uncorrelated. Else all count the same.
+    gram: if given, errors at input j count in proportion to gram[j, j], the sum of its squares: that is the
+        error of the outputs if inputs were uncorrelated. Else all count the same.
     """
     refuse("search", weight, spec)
     weight = weight.astype(jnp.float32)

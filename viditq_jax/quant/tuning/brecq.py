@@ -18,6 +18,7 @@ prompt, keep their codes; so do layers outside of `model.blocks`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -62,13 +63,13 @@ class Options:
         for name in ("iterations", "batch", "times"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; choose at least 1.")
-        if self.rate <= 0 or self.regularization <= 0:
+        if not 0 < self.rate < math.inf or not 0 < self.regularization < math.inf:
             raise ValueError(
-                f"rate={self.rate} and regularization={self.regularization}; both must be above 0."
+                f"rate={self.rate} and regularization={self.regularization}; both must be finite and above 0."
             )
         if not 0 <= self.warmup < BETA_UNTIL:
             raise ValueError(f"warmup={self.warmup}; choose a part from 0 to below {BETA_UNTIL}.")
-        if self.act_rate < 0:
+        if not 0 <= self.act_rate < math.inf:
             raise ValueError(f"act_rate={self.act_rate}; choose 0, for none, or a number above.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}; choose 0 or more.")
@@ -99,18 +100,19 @@ def tune(
     samples = _samples(len(x), options)
     tuned: dict[str, Any] = {}
     for i, (block, model) in enumerate(zip(_blocks(net), _blocks(target), strict=True)):
-        wanted = _outputs(model, wanted, others_wanted[i], options.batch)
-        before = _outputs(block, x, others[i], options.batch)
-        if paths := _tunable(block, x, others[i]):
-            alone = _error(before, _outputs(model, x, others[i], options.batch))
+        wanted = _outputs(model, wanted, others_wanted[0], options.batch)
+        before = _outputs(block, x, others[0], options.batch)
+        if paths := _tunable(block, x, others[0]):
+            alone = _error(before, _outputs(model, x, others[0], options.batch))
             trained = _trained(
-                block, model, x, others[i], wanted, alone, samples, paths=paths, options=options
+                block, model, x, others[0], wanted, alone, samples, paths=paths, options=options
             )
-            after = _outputs(trained, x, others[i], options.batch)
+            after = _outputs(trained, x, others[0], options.batch)
             if _error(after, wanted) < _error(before, wanted):
                 before, weights = after, trained.weights()
                 tuned |= {f"blocks/{i}/{path}": weights[path] for path in paths}
         x = before
+        del others[0], others_wanted[0]  # keys and values of all blocks would be gigabytes at full size
         if advance:
             advance(1)
     return net.map_weights(lambda path, weight: tuned.get(path, weight))
@@ -176,7 +178,7 @@ class _Recorder(Net):
 def _recorded(
     run: Callable[[Net, Any], Any], net: Net, batches: Sequence[Any]
 ) -> tuple[Float[Array, "s ..."], list[_Arguments]]:
-    """The input of the first block, and the other arguments of each, of all batches, in float32."""
+    """The input of the first block, and the other arguments of each, of all batches; x in float32."""
     if not batches:
         raise ValueError("brecq was given no calls to tune on; give at least one batch.")
 
@@ -196,7 +198,7 @@ def _recorded(
                 f"a block was given {odd[0]} beside {len(x)} samples; all that it is given must have the"
                 f" {len(x)} samples in front."
             )
-        return jax.tree.map(_float32, (x, others))
+        return _float32(x), others
 
     calls = [record(net, batch) for batch in batches]
     return jax.jit(lambda *calls: jax.tree.map(lambda *parts: jnp.concatenate(parts), *calls))(*calls)
@@ -238,7 +240,7 @@ def _outputs(block: Net, x: Float[Array, "s ..."], others: _Arguments, batch: in
 def _output(
     block: Net, x: Float[Array, "s ..."], others: _Arguments, samples: Int[Array, " batch"]
 ) -> Float[Array, "batch ..."]:
-    x, others = jax.tree.map(lambda array: array[samples], (x, others))
+    x, others = jax.tree.map(lambda array: _float32(array[samples]), (x, others))
     return block(x, *others.restored())
 
 
