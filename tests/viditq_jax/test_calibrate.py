@@ -1,6 +1,8 @@
 """Statistics from trajectories: those of every step of the float model, and of nothing else."""
 
 import dataclasses
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from viditq_jax.calibrate import calibrate
+from viditq_jax.calibrate import calibrate, check_stats_file, load_stats
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.programs import encode_prompt, guided_model
 from viditq_jax.quant.observe import observe
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
@@ -32,9 +35,12 @@ def by_hand(pipeline: Pipeline, prompts: list[str], seed: int, bounds: tuple[int
     sampler, net = pipeline.sampler, pipeline.denoiser
     memory, table = sampler.init(x), jax.tree.map(jnp.asarray, rows(sampler, pipeline.steps))
     stats = {path: LayerStats.empty(w.shape[1], len(bounds) + 1) for path, w in net.weights().items()}
-    prompt, stats = observe(
-        net, lambda net: encode_prompt(net, conditions), stats, r=slice(None), initial=True
-    )
+    texts = np.array(conditions["y"])
+    for text, mask in zip(texts, np.asarray(conditions["mask"]), strict=True):
+        text[:] = np.resize(text[mask], text.shape)  # real tokens alone, over and over
+    real = {**conditions, "y": jnp.asarray(texts)}
+    _, stats = observe(net, lambda net: encode_prompt(net, real), stats, r=slice(None), initial=True)
+    prompt = encode_prompt(net, conditions)
 
     def predict(x: jax.Array, row: dict[str, jax.Array], net: Net) -> jax.Array:
         model = guided_model(net, conditions, scale, pipeline.guidance, prompt)
@@ -104,6 +110,52 @@ def test_a_calibration_that_was_cut_short_goes_on_with_the_same_result(tmp_path:
     finished.clear()
     calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1, file=file, advance=finished.append)
     assert finished == [3]
+
+
+def test_a_calibration_that_was_killed_goes_on_with_the_same_result(tmp_path: Path) -> None:
+    """SIGKILL, at any moment after the first batch; nothing but the statistics is left."""
+    file, pipeline = tmp_path / "stats.safetensors", tiny.pipeline()
+    script = (
+        "from pathlib import Path; from tests import tiny; from viditq_jax import calibrate, load_recipe\n"
+        f"calibrate(tiny.pipeline(), {PROMPTS * 4}, load_recipe('naive-static-w8a8'), seed=3, batch=1,"
+        f" file=Path({str(file)!r}), advance=lambda n: print(n, flush=True))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "1\n"
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    done = load_stats(file)[1]["done"]
+    assert 1 <= done < 12
+    finished: list[int] = []
+    again = calibrate(pipeline, PROMPTS * 4, STATIC, seed=3, batch=1, file=file, advance=finished.append)
+    assert finished[0] == done
+    whole = calibrate(pipeline, PROMPTS * 4, STATIC, seed=3, batch=1)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert [entry.name for entry in tmp_path.iterdir() if "partial" not in entry.name] == [file.name]
+
+
+def test_statistics_that_were_cut_short_or_are_of_another_model_are_not_quantized_with(
+    tmp_path: Path,
+) -> None:
+    pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
+    calibrate(pipeline, PROMPTS[:1], STATIC, file=file)
+    facts = load_stats(file)[1]
+    check_stats_file(facts, pipeline, STATIC)
+    with pytest.raises(ValueError, match="were cut short"):
+        check_stats_file({**facts, "done": 0}, pipeline, STATIC)
+    other = dataclasses.replace(pipeline, denoiser=pipeline.denoiser.map_weights(lambda _, w: 2 * w))
+    with pytest.raises(ValueError, match="of another weights"):
+        check_stats_file(facts, other, STATIC)
+
+
+def test_an_impossible_recipe_is_refused_before_the_model_runs() -> None:
+    pipeline = dataclasses.replace(tiny.pipeline(), text_encoder=None)  # which could not run
+    steps = ("hadamard", "balance:alpha=0.5")
+    wrong = Rule(("blocks/*",), Spec.parse("int8/channel"), Spec.parse("int8/token"), prepare=steps)
+    with pytest.raises(ValueError, match="balance needs the statistics of its inputs; put it before"):
+        quantize_pipeline(pipeline, Recipe((wrong,)), PROMPTS)
 
 
 def test_a_file_of_another_run_or_none_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ A file defines `Options`, a frozen dataclass of numbers, texts and truth values;
 
 import dataclasses
 import difflib
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ class Method(NamedTuple):
     options: Any
 
 
+@cache
 def find_method(kind: str, text: str) -> Method:
     """The method of "prepare", "rounding" or "tuning" that a text names.
 

@@ -136,16 +136,15 @@ def test_a_folded_layer_holds_no_balance_and_the_output_stays_near(prepare):
     assert 0 < error < 0.03  # 8 bits: a step of 1/127 of the largest, seven layers after each other
 
 
-def test_values_that_are_not_quantized_are_folded_all_the_same():
+def test_a_balance_stays_with_its_layer_where_the_values_are_not_quantized():
+    """In bfloat16 the values' weight would be rounded anew."""
     net = pixart_net()
     _, stats = observe(net, forward)
     only_proj = Recipe((Rule(("*/attn/proj",), W8, A8, prepare=("balance:alpha=0.5",)),))
-    changed = quantize(net, only_proj, stats)
-    assert isinstance(changed.weights()["blocks/0/attn/proj"], QWeight)
-    before, after = (each.weights()["blocks/0/attn/qkv"] for each in (net, changed))
-    np.testing.assert_array_equal(after[:64], before[:64])
-    assert not np.array_equal(after[64:], before[64:])
-    assert after.dtype == before.dtype
+    changed = quantize(net, only_proj, stats).weights()
+    assert isinstance(changed["blocks/0/attn/proj"], QWeight)
+    assert len(changed["blocks/0/attn/proj"].prepare) == 1
+    assert changed["blocks/0/attn/qkv"] is net.weights()["blocks/0/attn/qkv"]
 
 
 def test_a_rotation_before_a_balance_is_refused_with_the_order():

@@ -104,7 +104,23 @@ def test_small_vectors_are_shared_weights_with_a_scale_a_range():
     assert weight.act_scale.stacked.shape == (3, 1, 1)
 
 
-def test_ranges_for_what_runs_once_a_prompt_are_refused():
-    everywhere = dataclasses.replace(VECTORS, rules=VECTORS.rules[1:])
-    with pytest.raises(ValueError, match="give its rule no ranges"):
-        quantized(everywhere).latents(PROMPTS)
+def test_layers_that_run_once_a_prompt_have_the_same_scale_in_every_range():
+    """Their inputs do not change over the steps, so the scale of any range is theirs."""
+    everywhere = quantized(dataclasses.replace(VECTORS, rules=VECTORS.rules[1:]))
+    scale = everywhere.denoiser.weights()["blocks/0/cross_attn/kv_linear"].act_scale.stacked
+    np.testing.assert_array_equal(scale[0], scale[2])
+    assert np.isfinite(everywhere.latents(PROMPTS)).all()
+
+
+def test_a_balance_and_a_scale_may_both_change_over_the_ranges():
+    both = Rule(("blocks/*",), W8, STATIC, prepare=("balance:alpha=0.4,ranges=true",))
+    pipeline = quantized(Recipe((ONCE, both), ranges=(400, 700)))
+    assert pipeline.denoiser.weights()["blocks/0/mlp/fc1"].stacked.act_scale.shape == (3, 1, 1)
+    found, expected = np.asarray(pipeline.latents(PROMPTS)), by_hand(pipeline)
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_a_layer_that_is_called_without_a_range_says_what_to_do():
+    net = quantized(VECTORS).denoiser
+    with pytest.raises(ValueError, match="choose one by at_range"):
+        net.weights()["blocks/0/mlp/fc1"].linear(jnp.ones((1, 32)), None)

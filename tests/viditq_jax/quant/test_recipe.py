@@ -77,6 +77,10 @@ def test_a_format_that_does_not_fit_is_an_error_that_names_layer_and_rule_and_wh
         (Rule(("*",), W8, prepare=("balance:alpha=1.5",)), "balance: alpha is 1.5; it lies in"),
         (Rule(("*",), None, low_rank=4), "rule 1: act, prepare or low_rank with an unquantized weight"),
         (Rule(("*",), W8, Spec.parse("fp8/token")), "int8/channel with fp8/token: a product takes"),
+        (
+            Rule(("*",), Spec.parse("fp8/channel"), rounding="gptq"),
+            "gptq chooses between integers; use nearest",
+        ),
         (Rule(("*",), W8, low_rank=-4), "rule 1: low_rank: -4"),
         (Rule(("head",), W8, low_rank=9), "rule 1: head: low_rank: 9 is more than its 8"),
         (Rule(("head",), W8, prepare=("hadamard:block=25",)), "rule 1: head: hadamard:block=25: "),
@@ -129,6 +133,7 @@ def test_all_faults_of_a_file_are_reported_with_file_and_rule(tmp_path):
                     {"weight": 8},
                     "rule",
                     {"match": ["a", 1], "act": "int8"},
+                    {"match": "a", "low_rank": True},
                 ],
             }
         )
@@ -142,6 +147,7 @@ def test_all_faults_of_a_file_are_reported_with_file_and_rule(tmp_path):
         "rule 2: weight: int9/channel: 9 bits", "rule 3: weight: found 8, expected str",
         "rule 3: match: give a pattern",
         "rule 4: found str", "rule 5: match: found ['a', 1]", "rule 5: act: 'int8' is no number format",
+        "rule 6: low_rank: found True, expected int",
     ]:  # fmt: skip
         assert part in message
     assert all(line.startswith(str(file)) for line in message.splitlines())
