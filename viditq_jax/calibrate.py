@@ -26,7 +26,7 @@ from viditq_jax.quant.observe import observe
 from viditq_jax.quant.ranges import range_index
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import LayerStats, Moving, Stats, merge_stats
-from viditq_jax.sampling.sample import draw_noise, rows, sample_keys, step_keys
+from viditq_jax.sampling.sample import rows, step_keys
 
 
 def calibrate(
@@ -79,28 +79,17 @@ def calibrate(
     done, stats = _resume(Path(file), run) if file and Path(file).exists() else (0, {})
     if advance and done:
         advance(done)
-    for start in range(done, len(conditions), batch):
-        part = conditions[start : start + batch]
-        keys = sample_keys(seed, start, len(part))
-        seen = _trajectory(
-            pipeline.denoiser,
-            pipeline.encode(part, guide=pipeline.guidance.scale != 1),
-            jnp.float32(pipeline.guidance.scale),
-            draw_noise(keys, pipeline.latent_shape()),
-            keys,
-            sampler=pipeline.sampler,
-            steps=steps,
-            guidance=pipeline.static_guidance(pipeline.guidance.scale),
-            bounds=recipe.ranges,
-            grams=grams,
-        )
+    program = pipeline.program(steps=steps, bounds=recipe.ranges)
+    for count, call in pipeline.calls(conditions, seed=seed, batch=batch, first=done):
+        seen = _trajectory(pipeline.denoiser, *call, **program, grams=grams)
         stats = merge_stats(stats, seen) if stats else seen
         del seen  # Gram matrices of a large model are gigabytes
         _check(stats)
         if file:
-            save_stats(stats, file, {**run, "done": start + len(part)})
+            done += count
+            save_stats(stats, file, {**run, "done": done})
         if advance:
-            advance(len(part))
+            advance(count)
     return {path: layer for path, layer in stats.items() if bool((layer.count > 0).any())}
 
 

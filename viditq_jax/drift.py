@@ -21,14 +21,12 @@ from jaxtyping import Array, Float
 from viditq_jax.net import Net
 from viditq_jax.nn.linear import Modulated, linear, plain
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import Bounds, Guidance, encode_prompt, guided_model, parts
+from viditq_jax.programs import Bounds, Guidance, encode_prompt, guided_model, states
 from viditq_jax.quant.fold import fold, folded
 from viditq_jax.quant.qweight import quantized_part
 from viditq_jax.quant.ranges import at_range, range_index
 from viditq_jax.quant.stats import Stats
-from viditq_jax.sampling.ptqd import corrected
-from viditq_jax.sampling.sample import advance as run_rows
-from viditq_jax.sampling.sample import draw_noise, rows, sample_keys, step_keys
+from viditq_jax.sampling.sample import rows, step_keys
 
 _DIGITS = 6  # significant digits in records
 
@@ -124,24 +122,11 @@ def trajectory(
     number of samples just done.
     """
     found = []
-    for start in range(0, len(conditions), batch):
-        part = conditions[start : start + batch]
-        keys = sample_keys(seed, start, len(part))
-        found.append(
-            np.asarray(
-                _states(
-                    pipeline.denoiser,
-                    pipeline.encode(part, guide=pipeline.guidance.scale != 1),
-                    jnp.float32(pipeline.guidance.scale),
-                    draw_noise(keys, pipeline.latent_shape()),
-                    keys,
-                    pipeline.correction(pipeline.steps),
-                    **_static(pipeline),
-                )
-            )
-        )
+    correction = pipeline.correction(pipeline.steps)
+    for count, call in pipeline.calls(conditions, seed=seed, batch=batch):
+        found.append(np.asarray(states(pipeline.denoiser, *call, correction, **pipeline.program())))
         if advance:
-            advance(len(part))
+            advance(count)
     return np.concatenate(found, axis=1)
 
 
@@ -171,18 +156,9 @@ def layer_noise(
         )
     reference, _ = fold(float_pipeline.denoiser, rules, stats or {})
     seen: dict[str, _Energy] = {}
-    for start in range(0, len(conditions), batch):
-        part = conditions[start : start + batch]
-        keys = sample_keys(seed, start, len(part))
-        found = _energies(
-            reference,
-            pipeline.denoiser,
-            float_pipeline.encode(part, guide=float_pipeline.guidance.scale != 1),
-            jnp.float32(float_pipeline.guidance.scale),
-            draw_noise(keys, float_pipeline.latent_shape()),
-            keys,
-            **{**_static(float_pipeline), "bounds": pipeline.recipe.ranges},
-        )
+    program = float_pipeline.program(bounds=pipeline.recipe.ranges)
+    for _, call in float_pipeline.calls(conditions, seed=seed, batch=batch):
+        found = _energies(reference, pipeline.denoiser, *call, **program)
         for path, energy in jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found).items():
             seen[path] = energy if path not in seen else seen[path].merge(energy)
     return {path: energy.finish() for path, energy in sorted(seen.items())}
@@ -241,49 +217,6 @@ class _Paired:
         return linear(self.weight, x, bias)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Keeping:
-    """A sampler that remembers the state after each step."""
-
-    sampler: Any
-
-    def table(self, steps: int) -> Any:
-        return self.sampler.table(steps)
-
-    def init(self, x: Array) -> Any:
-        return self.sampler.init(x), None
-
-    def step(
-        self, x: Array, out: Array, row: Mapping[str, Array], memory: Any, keys: Array
-    ) -> tuple[Array, Any]:
-        inner, states = memory
-        x, inner = self.sampler.step(x, out, row, inner, keys)
-        return x, (inner, states.at[row["i"]].set(x))
-
-
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
-def _states(
-    net: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    correction: Float[Array, " steps"] | None,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-    bounds: Bounds,
-) -> Float[Array, "steps b h w c"]:
-    """`programs.denoise`, with the states of all steps as its result."""
-    x = noise.astype(jnp.float32)
-    memory: Any = (sampler.init(x), jnp.zeros((steps, *x.shape), jnp.float32))
-    for model, table in parts(net, conditions, scale, guidance, rows(sampler, steps), bounds):
-        model = model if correction is None else corrected(model, correction)
-        x, memory = run_rows(model, _Keeping(sampler), x, memory, keys, table)
-    return memory[1]
-
-
 @partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
 def _energies(
     net: Net,
@@ -332,15 +265,6 @@ def _measure(net: Net, small: Net, run: Callable[[Net], Any]) -> tuple[Any, dict
         return _Paired(weight, quantized[path], path, seen) if path in quantized else weight
 
     return run(net.map_weights(pair)), dict(sorted(seen.items()))
-
-
-def _static(pipeline: Pipeline) -> dict[str, Any]:
-    return {
-        "sampler": pipeline.sampler,
-        "steps": pipeline.steps,
-        "guidance": pipeline.static_guidance(pipeline.guidance.scale),
-        "bounds": pipeline.recipe.ranges if pipeline.recipe else (),
-    }
 
 
 def _float32(x: Array | Modulated) -> Array | Modulated:

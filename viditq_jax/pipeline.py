@@ -5,7 +5,7 @@ picture size, sampler or number of steps does. Sample `i` draws all its noise fr
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -209,6 +209,33 @@ class Pipeline:
     def guidance(self) -> Guidance:
         """How this pipeline guides, with its default scale."""
         return Guidance(**self.facts["guidance"])
+
+    def calls(
+        self, conditions: Sequence[str | int], *, seed: int, batch: int, first: int = 0
+    ) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """What compiled programs take of the conditions from `first` on, batch by batch.
+
+        The number of samples, and (conditions, guidance scale, initial noise, keys), guided as in use.
+        """
+        for start in range(first, len(conditions), batch):
+            part = conditions[start : start + batch]
+            keys = sample_keys(seed, start, len(part))
+            encoded = self.encode(part, guide=self.guidance.scale != 1)
+            noise = draw_noise(keys, self.latent_shape())
+            yield len(part), (encoded, jnp.float32(self.guidance.scale), noise, keys)
+
+    def program(self, *, steps: int | None = None, bounds: tuple[int, ...] | None = None) -> dict[str, Any]:
+        """What shapes a program over whole trajectories: sampler, steps, kind of guidance, range bounds.
+
+        steps: the default where not given. bounds: the recipe's where not given.
+        """
+        own = self.recipe.ranges if self.recipe else ()
+        return {
+            "sampler": self.sampler,
+            "steps": self.steps if steps is None else steps,
+            "guidance": self.static_guidance(self.guidance.scale),
+            "bounds": own if bounds is None else bounds,
+        }
 
     def static_guidance(self, scale: float) -> Guidance | None:
         """How to guide, without the scale, which programs take as a number; None for a scale of 1."""

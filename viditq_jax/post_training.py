@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from viditq_jax.calibrate import calibrate
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import Bounds, Guidance, guided_model, parts
+from viditq_jax.programs import Bounds, Guidance, guided_model, parts, states
 from viditq_jax.quant.apply import check_recipe
 from viditq_jax.quant.audit import audit
 from viditq_jax.quant.fold import fold
@@ -28,7 +28,7 @@ from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.ptqd import correlation
-from viditq_jax.sampling.sample import Denoise, draw_noise, rows, sample_keys, step_keys
+from viditq_jax.sampling.sample import Denoise, rows, step_keys
 
 CLASSES = 16  # that a class-conditional model is calibrated on where none are given
 
@@ -80,28 +80,17 @@ def _tuned(
     recipe = small.recipe
     assert recipe is not None
     method = find_method("tuning", recipe.tuning)
-    scale, steps = jnp.float32(pipeline.guidance.scale), pipeline.steps
-    guidance = pipeline.static_guidance(pipeline.guidance.scale)
+    program = pipeline.program()
     # The middle of each of `times` parts of the trajectory.
-    times = min(method.options.times, steps)
-    chosen = np.floor((np.arange(times) + 0.5) * steps / times).astype(np.int32)
+    times = min(method.options.times, pipeline.steps)
+    chosen = np.floor((np.arange(times) + 0.5) * pipeline.steps / times).astype(np.int32)
+    t = jnp.asarray(pipeline.sampler.table(pipeline.steps)["t"])
     calls = []
-    for start in range(0, len(conditions), batch):
-        part = conditions[start : start + batch]
-        keys = sample_keys(seed, start, len(part))
-        encoded = pipeline.encode(part, guide=pipeline.guidance.scale != 1)
-        noise = draw_noise(keys, pipeline.latent_shape())
-        x, t = _states(
-            pipeline.denoiser,
-            encoded,
-            scale,
-            noise,
-            keys,
-            sampler=pipeline.sampler,
-            steps=steps,
-            guidance=guidance,
-        )
-        calls += [(encoded, x[i], jnp.full(len(part), t[i])) for i in chosen]
+    for count, call in pipeline.calls(conditions, seed=seed, batch=batch):
+        after = states(pipeline.denoiser, *call, **program)
+        x = jnp.concatenate([call[2][None], after[:-1]])  # before each step
+        calls += [(call[0], x[i], jnp.full(count, t[i])) for i in chosen]
+    scale, guidance = jnp.float32(pipeline.guidance.scale), program["guidance"]
 
     def run(net: Net, call: tuple[dict[str, Any], Array, Array]) -> Array:
         encoded, x, t = call
@@ -113,58 +102,18 @@ def _tuned(
     return dataclasses.replace(small, denoiser=tuned, facts=facts)
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance"))
-def _states(
-    net: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-) -> tuple[Float[Array, "steps b h w c"], Float[Array, " steps"]]:
-    """What the float model is given in each step of its trajectory: x, and the time."""
-    model = guided_model(net, conditions, scale, guidance)
-
-    def follow(carry: Any, row: Mapping[str, Array]) -> tuple[Any, tuple[Array, Array]]:
-        x, memory = carry
-        i = row["i"]
-        out = model(x, jnp.full(x.shape[:1], row["t"]), i)
-        return sampler.step(x, out, row, memory, step_keys(keys, i)), (x, row["t"])
-
-    x = noise.astype(jnp.float32)
-    table = jax.tree.map(jnp.asarray, rows(sampler, steps))
-    return jax.lax.scan(follow, (x, sampler.init(x)), table)[1]
-
-
 def _with_correction(
     pipeline: Pipeline, small: Pipeline, conditions: Sequence[str | int], seed: int, batch: int
 ) -> Pipeline:
     """The quantized pipeline with PTQD's k of each step, measured along float trajectories."""
-    steps = pipeline.steps
-    sums = np.zeros((steps, 2))
-    for start in range(0, len(conditions), batch):
-        part = conditions[start : start + batch]
-        keys = sample_keys(seed, start, len(part))
+    program = pipeline.program(bounds=small.recipe.ranges if small.recipe else ())
+    sums = np.zeros((pipeline.steps, 2))
+    for _, call in pipeline.calls(conditions, seed=seed, batch=batch):
         sums = sums + np.asarray(
-            _correlations(
-                pipeline.denoiser,
-                small.denoiser,
-                pipeline.encode(part, guide=pipeline.guidance.scale != 1),
-                jnp.float32(pipeline.guidance.scale),
-                draw_noise(keys, pipeline.latent_shape()),
-                keys,
-                sampler=pipeline.sampler,
-                steps=steps,
-                guidance=pipeline.static_guidance(pipeline.guidance.scale),
-                bounds=small.recipe.ranges if small.recipe else (),
-            ),
-            np.float64,
+            _correlations(pipeline.denoiser, small.denoiser, *call, **program), np.float64
         )
     error, size = sums.T
-    t = pipeline.sampler.table(steps)["t"]
+    t = pipeline.sampler.table(pipeline.steps)["t"]
     entry = {"method": "ptqd", "t": np.asarray(t, float).tolist(), "k": (error / size).tolist()}
     return dataclasses.replace(small, facts={**small.facts, "correction": entry})
 

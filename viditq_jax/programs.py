@@ -5,7 +5,7 @@ nothing; what shapes the program is static (sampler, steps, the kind of guidance
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -129,6 +129,49 @@ def denoise(
         model = model if correction is None else corrected(model, correction)
         x, memory = advance(model, sampler, x, memory, keys, table)
     return x
+
+
+@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
+def states(
+    net: Net,
+    conditions: dict[str, Any],
+    scale: Float[Array, ""],
+    noise: Float[Array, "b h w c"],
+    keys: Any,
+    correction: Float[Array, " steps"] | None = None,
+    *,
+    sampler: Any,
+    steps: int,
+    guidance: Guidance | None,
+    bounds: Bounds = (),
+) -> Float[Array, "steps b h w c"]:
+    """`denoise`, with the states after each of the steps as its result."""
+    x = noise.astype(jnp.float32)
+    memory: Any = (sampler.init(x), jnp.zeros((steps, *x.shape), jnp.float32))
+    for model, table in parts(net, conditions, scale, guidance, rows(sampler, steps), bounds):
+        model = model if correction is None else corrected(model, correction)
+        x, memory = advance(model, _Keeping(sampler), x, memory, keys, table)
+    return memory[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keeping:
+    """A sampler that remembers the state after each step."""
+
+    sampler: Any
+
+    def table(self, steps: int) -> Any:
+        return self.sampler.table(steps)
+
+    def init(self, x: Array) -> Any:
+        return self.sampler.init(x), None
+
+    def step(
+        self, x: Array, out: Array, row: Mapping[str, Array], memory: Any, keys: Array
+    ) -> tuple[Array, Any]:
+        inner, states = memory
+        x, inner = self.sampler.step(x, out, row, inner, keys)
+        return x, (inner, states.at[row["i"]].set(x))
 
 
 @jax.jit
