@@ -217,7 +217,8 @@ def _tunable(block: Net, x: Array, others: _Arguments) -> tuple[str, ...]:
     """The quantized layers that a call of the block reaches."""
 
     def call(block: Net) -> Any:
-        return observe(block, lambda tapped: tapped(x, *others.restored()))[1]
+        given = jax.tree.map(_float32, others)
+        return observe(block, lambda tapped: tapped(x, *given.restored()))[1]
 
     weights = block.weights()
     return tuple(path for path in jax.eval_shape(call, block) if isinstance(weights[path], QWeight))
