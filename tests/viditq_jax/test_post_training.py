@@ -34,3 +34,13 @@ def test_tuning_brings_the_samples_closer_and_keeps_the_layout():
     assert [(x.shape, x.dtype) for x in old[0]] == [(x.shape, x.dtype) for x in new[0]]
     same = [np.array_equal(x, y) for x, y in zip(old[0], new[0], strict=True)]
     assert not all(same)
+
+
+def test_a_bfloat16_pipeline_is_tuned_too():
+    """What the blocks are given is bfloat16 there, and their training float32."""
+    pipeline = tiny.pipeline(jnp.bfloat16)
+    recipe = Recipe((RULE,), tuning="brecq:iterations=2,batch=2,times=1")
+    tuned = quantize_pipeline(pipeline, recipe, PROMPTS[:1])
+    assert np.isfinite(tuned.latents(PROMPTS[:1])).all()
+    error = tuned.facts["layers"]["blocks/0/mlp/fc1"]["weight_error"]
+    assert 0 < error < 0.3

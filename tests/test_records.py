@@ -1,0 +1,73 @@
+"""What the README says of the recipes is what was measured, and what was measured is what they promise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from viditq_jax import load_recipe
+from viditq_jax.compare import packaged_recipes
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(set(packaged_recipes()) - {"float"})
+ROWS = json.loads((ROOT / "benchmarks/records/recipes-image.json").read_text())
+EIGHT_BITS = (
+    "w8a8",
+    "w8a8-dynamic",
+    "smoothquant-w8a8",
+    "quarot-w8a8",
+    "naive-static-w8a8",
+    "ptqd-w8a8",
+    "fp8",
+)
+
+
+def measured(model: str, recipe: str) -> dict[str, Any]:
+    (row,) = [row for row in ROWS if (row["model"], row["recipe"]) == (model, recipe)]
+    return row
+
+
+@pytest.mark.parametrize("model", ["default", "stressed"])
+def test_every_packaged_recipe_was_measured(model: str) -> None:
+    names = {row["recipe"] for row in ROWS if row["model"] == model}
+    assert names >= set(RECIPES)
+    fields = {"psnr_db", "ssim", "latent_rel_l2", "weight_bytes", "device", "date", "versions", "seed"}
+    assert all(fields <= row.keys() for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "margin"),
+    [
+        ("w4a8", "w4a8-naive", 3),
+        ("w4a8-plus", "w4a8", 0),
+        ("w4a8-plus", "w4a8-balanced", 0),  # the paper's method
+        ("w4a4-plus", "w4a8-naive", 0),
+        *(("w8a8", other, -1) for other in EIGHT_BITS),
+    ],
+)
+def test_recipes_keep_their_order_on_the_packaged_model(better: str, worse: str, margin: float) -> None:
+    assert measured("default", better)["psnr_db"] >= measured("default", worse)["psnr_db"] + margin
+
+
+def test_outliers_break_the_naive_recipe_and_not_the_balanced_one() -> None:
+    """25 dB is where pictures of 64 pixels differ at sight."""
+    assert measured("stressed", "naive-static-w8a8")["psnr_db"] < 25
+    assert measured("stressed", "w8a8")["psnr_db"] > measured("default", "w8a8")["psnr_db"] - 3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_table_of_the_readme_is_the_record(name: str) -> None:
+    row, stressed = measured("default", name), measured("stressed", name)
+    line = (
+        f"| `{name}` | {row['psnr_db']:.1f} | {row['ssim']:.3f} | {row['latent_rel_l2']:.3f} |"
+        f" {stressed['psnr_db']:.1f} | {stressed['ssim']:.3f} | {stressed['latent_rel_l2']:.3f} |"
+        f" {row['weight_bytes_vs_bfloat16']:.3f}x |"
+    )
+    assert line in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_weights_are_as_small_as_the_recipe_expects(name: str) -> None:
+    expected = load_recipe(name).expect["weight_bytes_vs_bfloat16"]
+    assert measured("default", name)["weight_bytes_vs_bfloat16"] <= expected
