@@ -134,7 +134,9 @@ def test_statistics_of_a_file_quantize_as_those_made_on_the_way(
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "once"), "--layers"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"rule 2: balance:alpha=0.5 \+ hadamard \+ nearest \(balance folded\); \d+ bytes", shown)
+    assert re.search(
+        r"rule 2: balance:alpha=0.5 \+ hadamard:block=32 \+ nearest \(balance folded\); \d+ bytes", shown
+    )
     assert re.search(r"input [\d.]+ -> not known after a rotation; weight error [\d.]+%", shown)
 
 
