@@ -33,7 +33,7 @@ def test_every_packaged_recipe_was_measured(model: str) -> None:
     names = {row["recipe"] for row in ROWS if row["model"] == model}
     assert names >= set(RECIPES)
     fields = {"psnr_db", "ssim", "latent_rel_l2", "weight_bytes", "device", "date", "versions", "seed"}
-    assert all(fields <= row.keys() for row in ROWS)
+    assert all(fields <= row.keys() for row in ROWS if row["recipe"] in RECIPES)
 
 
 @pytest.mark.parametrize(
