@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from converters import convert
 from viditq_jax import checkpoint, evaluate, generate, load_pipeline, load_recipe
-from viditq_jax.cli._common import bar, packaged_model, packaged_prompts, working
+from viditq_jax.cli._common import bar, packaged_model, working
+from viditq_jax.conditions import packaged_prompts
 from viditq_jax.drift import Drift, times, trajectory
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions, quantize_pipeline

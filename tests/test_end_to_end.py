@@ -9,7 +9,7 @@ import torch
 
 from tests import diffusers_pipelines
 from viditq_jax.cli import main
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 
 SIDE = 32  # pixels
 STEPS = 6

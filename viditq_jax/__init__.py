@@ -3,7 +3,8 @@
 from viditq_jax.calibrate import calibrate
 from viditq_jax.evaluate import evaluate
 from viditq_jax.generate import generate
-from viditq_jax.pipeline import Pipeline, load_pipeline
+from viditq_jax.load import load_pipeline
+from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe, Rule, load_recipe

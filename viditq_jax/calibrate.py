@@ -16,17 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from viditq_jax.checkpoint import fingerprint
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import Bounds, Guidance, encode_prompt, guided_model
+from viditq_jax.programs import Call, Plan, encode_prompt, guided_model
 from viditq_jax.quant.observe import observe
-from viditq_jax.quant.ranges import range_index
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import LayerStats, Moving, Stats, merge_stats
-from viditq_jax.sampling.sample import rows, step_keys
+from viditq_jax.sampling.sample import follow
 
 
 def calibrate(
@@ -58,18 +57,17 @@ def calibrate(
     weights = pipeline.denoiser.weights()
     rules = recipe.resolve(weights)
     grams = frozenset(path for path, rule in rules.items() if rule.needs_gram)
-    steps = pipeline.steps if steps is None else steps
-    index = range_index(np.asarray(rows(pipeline.sampler, steps)["t"]), recipe.ranges)
-    if unseen := sorted(set(range(recipe.range_count)) - set(index.tolist())):
+    plan = pipeline.plan(steps=steps, bounds=recipe.ranges)
+    if unseen := sorted(set(range(recipe.range_count)) - set(plan.range_index().tolist())):
         raise ValueError(
-            f"{steps} steps of this sampler have no time in the ranges {unseen} of the bounds"
+            f"{plan.steps} steps of this sampler have no time in the ranges {unseen} of the bounds"
             f" {list(recipe.ranges)}; calibrate with more steps, or give other bounds."
         )
     run = {
         "conditions": [str(condition) for condition in conditions],
         "seed": seed,
         "batch": batch,
-        "steps": steps,
+        "steps": plan.steps,
         "ranges": list(recipe.ranges),
         "grams": sorted(grams),
         "sampler": pipeline.facts["sampler"],
@@ -79,17 +77,16 @@ def calibrate(
     done, stats = _resume(Path(file), run) if file and Path(file).exists() else (0, {})
     if advance and done:
         advance(done)
-    program = pipeline.program(steps=steps, bounds=recipe.ranges)
-    for count, call in pipeline.calls(conditions, seed=seed, batch=batch, first=done):
-        seen = _trajectory(pipeline.denoiser, *call, **program, grams=grams)
+    for call in pipeline.calls(conditions, seed=seed, batch=batch, first=done):
+        seen = _trajectory(pipeline.denoiser, call, plan=plan, grams=grams)
         stats = merge_stats(stats, seen) if stats else seen
         del seen  # Gram matrices of a large model are gigabytes
         _check(stats)
         if file:
-            done += count
+            done += call.batch
             save_stats(stats, file, {**run, "done": done})
         if advance:
-            advance(count)
+            advance(call.batch)
     return {path: layer for path, layer in stats.items() if bool((layer.count > 0).any())}
 
 
@@ -107,50 +104,29 @@ def _check(stats: Stats) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds", "grams"))
-def _trajectory(
-    net: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-    bounds: Bounds,
-    grams: frozenset[str],
-) -> Stats:
+@partial(jax.jit, static_argnames=("plan", "grams"))
+def _trajectory(net: Net, call: Call, *, plan: Plan, grams: frozenset[str]) -> Stats:
     """The statistics of one batch over all of its denoising steps.
 
     What depends on the prompt alone runs once, and counts in every range: each sees it alike. Padding, which
     nothing attends to, does not count.
     """
     empty = {
-        path: LayerStats.empty(weight.shape[1], len(bounds) + 1, gram=path in grams)
+        path: LayerStats.empty(weight.shape[1], len(plan.bounds) + 1, gram=path in grams)
         for path, weight in net.weights().items()
     }
-    real = _without_padding(conditions)
+    real = _without_padding(call.conditions)
     _, stats = observe(net, lambda tapped: encode_prompt(tapped, real), empty, r=slice(None), initial=True)
-    prompt = encode_prompt(net, conditions)
-    table = rows(sampler, steps)
-    index = jnp.asarray(range_index(np.asarray(table["t"]), bounds))
+    prompt, index = encode_prompt(net, call.conditions), jnp.asarray(plan.range_index())
 
-    def body(carry: tuple[Array, Any, Stats], row: Mapping[str, Array]) -> tuple[Any, None]:
-        x, memory, stats = carry
-        i = row["i"]
-
+    def look(x: Array, t: Array, i: Array, stats: Stats) -> tuple[Array, Stats, None]:
         def predict(tapped: Net) -> Array:
-            model = guided_model(tapped, conditions, scale, guidance, prompt)
-            return model(x, jnp.full(x.shape[:1], row["t"]), i)
+            return guided_model(tapped, call, plan.guidance, prompt)(x, t, i)
 
-        out, stats = observe(net, predict, stats, r=index[i], initial=i == 0)
-        x, memory = sampler.step(x, out, row, memory, step_keys(keys, i))
-        return (x, memory, stats), None
+        return *observe(net, predict, stats, r=index[i], initial=i == 0), None
 
-    x = noise.astype(jnp.float32)
-    columns = {name: jnp.asarray(column) for name, column in table.items()}
-    (_, _, stats), _ = jax.lax.scan(body, (x, sampler.init(x), stats), columns)
+    x = call.start()
+    _, _, stats, _ = follow(look, plan.sampler, x, plan.sampler.init(x), call.keys, plan.rows(), stats)
     return stats
 
 

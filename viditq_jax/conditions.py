@@ -10,6 +10,7 @@ import re
 import urllib.parse
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 
 import bs4
@@ -18,6 +19,17 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 PAD, EOS = 0, 1  # in every vocabulary of T5
+
+
+def packaged_prompts() -> list[str]:
+    """The prompts that come with the default model."""
+    file = resources.files("viditq_jax.assets") / "prompts" / "default.txt"
+    return read_prompts(file.read_text(encoding="utf-8"))
+
+
+def read_prompts(text: str) -> list[str]:
+    """One prompt a line; blank lines do not count."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def labels_to_array(labels: Sequence[int], classes: int) -> Int32[np.ndarray, " b"]:

@@ -9,7 +9,7 @@ of those before it.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,12 +21,12 @@ from jaxtyping import Array, Float
 from viditq_jax.net import Net
 from viditq_jax.nn.linear import Modulated, linear, plain
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import Bounds, Guidance, encode_prompt, guided_model, states
+from viditq_jax.programs import Call, Plan, encode_prompt, guided_model, states
 from viditq_jax.quant.fold import fold, folded
 from viditq_jax.quant.qweight import quantized_part
-from viditq_jax.quant.ranges import at_range, range_index
+from viditq_jax.quant.ranges import at_range
 from viditq_jax.quant.stats import Stats
-from viditq_jax.sampling.sample import rows, step_keys
+from viditq_jax.sampling.sample import follow
 
 _DIGITS = 6  # significant digits in records
 
@@ -105,7 +105,7 @@ def drift(
 
 def times(pipeline: Pipeline) -> list[float]:
     """The time that the model is given in each step."""
-    return np.asarray(rows(pipeline.sampler, pipeline.steps)["t"], float).tolist()
+    return np.asarray(pipeline.plan().rows()["t"], float).tolist()
 
 
 def trajectory(
@@ -123,10 +123,10 @@ def trajectory(
     """
     found = []
     correction = pipeline.correction(pipeline.steps)
-    for count, call in pipeline.calls(conditions, seed=seed, batch=batch):
-        found.append(np.asarray(states(pipeline.denoiser, *call, correction, **pipeline.program())))
+    for call in pipeline.calls(conditions, seed=seed, batch=batch):
+        found.append(np.asarray(states(pipeline.denoiser, call, correction, plan=pipeline.plan())))
         if advance:
-            advance(count)
+            advance(call.batch)
     return np.concatenate(found, axis=1)
 
 
@@ -156,9 +156,9 @@ def layer_noise(
         )
     reference, _ = fold(float_pipeline.denoiser, rules, stats or {})
     seen: dict[str, _Energy] = {}
-    program = float_pipeline.program(bounds=pipeline.recipe.ranges)
-    for _, call in float_pipeline.calls(conditions, seed=seed, batch=batch):
-        found = _energies(reference, pipeline.denoiser, *call, **program)
+    plan = float_pipeline.plan(bounds=pipeline.recipe.ranges)
+    for call in float_pipeline.calls(conditions, seed=seed, batch=batch):
+        found = _energies(reference, pipeline.denoiser, call, plan=plan)
         for path, energy in jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found).items():
             seen[path] = energy if path not in seen else seen[path].merge(energy)
     return {path: energy.finish() for path, energy in sorted(seen.items())}
@@ -217,43 +217,27 @@ class _Paired:
         return linear(self.weight, x, bias)
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
-def _energies(
-    net: Net,
-    small: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-    bounds: Bounds,
-) -> dict[str, _Energy]:
+@partial(jax.jit, static_argnames="plan")
+def _energies(net: Net, small: Net, call: Call, *, plan: Plan) -> dict[str, _Energy]:
     """What the quantized layers add, [steps] each.
 
     Layers that see the prompt alone run once, and say the same in every step.
     """
-    table = rows(sampler, steps)
-    index = jnp.asarray(range_index(np.asarray(table["t"]), bounds))
-    prompt, once = _measure(net, at_range(small, index[0]), lambda tapped: encode_prompt(tapped, conditions))
+    index = jnp.asarray(plan.range_index())
+    prompt, once = _measure(
+        net, at_range(small, index[0]), lambda tapped: encode_prompt(tapped, call.conditions)
+    )
 
-    def body(carry: tuple[Array, Any], row: Mapping[str, Array]) -> tuple[tuple[Array, Any], Any]:
-        x, memory = carry
-        i = row["i"]
-
+    def look(x: Array, t: Array, i: Array, _: None) -> tuple[Array, None, dict[str, _Energy]]:
         def predict(tapped: Net) -> Array:
-            model = guided_model(tapped, conditions, scale, guidance, prompt)
-            return model(x, jnp.full(x.shape[:1], row["t"]), i)
+            return guided_model(tapped, call, plan.guidance, prompt)(x, t, i)
 
         out, seen = _measure(net, at_range(small, index[i]), predict)
-        return sampler.step(x, out, row, memory, step_keys(keys, i)), seen
+        return out, None, seen
 
-    x = noise.astype(jnp.float32)
-    columns = {name: jnp.asarray(column) for name, column in table.items()}
-    _, seen = jax.lax.scan(body, (x, sampler.init(x)), columns)
-    return {**seen, **jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (steps,)), once)}
+    x = call.start()
+    *_, seen = follow(look, plan.sampler, x, plan.sampler.init(x), call.keys, plan.rows(), None)
+    return {**seen, **jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (plan.steps,)), once)}
 
 
 def _measure(net: Net, small: Net, run: Callable[[Net], Any]) -> tuple[Any, dict[str, _Energy]]:

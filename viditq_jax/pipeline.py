@@ -7,7 +7,6 @@ picture size, sampler or number of steps does. Sample `i` draws all its noise fr
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from viditq_jax import checkpoint, plugins, programs
 from viditq_jax.aspect_ratios import nearest_bin
 from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
 from viditq_jax.models.pixart import Size
-from viditq_jax.net import Net, abstract
-from viditq_jax.programs import Guidance
+from viditq_jax.net import Net
+from viditq_jax.programs import Call, Guidance, Plan
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.audit import audit
 from viditq_jax.quant.recipe import Recipe
@@ -85,18 +84,10 @@ class Pipeline:
         keys = sample_keys(seed, first, len(conditions))
         if noise is None:
             noise = draw_noise(keys, self.latent_shape(size))
-        return programs.denoise(
-            self.denoiser,
-            self.encode(conditions, negative=negative, size=size, guide=scale != 1),
-            jnp.float32(scale),
-            noise,
-            keys,
-            self.correction(self.steps if steps is None else steps),
-            sampler=self.sampler,
-            steps=self.steps if steps is None else steps,
-            guidance=self.static_guidance(scale),
-            bounds=self.recipe.ranges if self.recipe else (),
-        )
+        encoded = self.encode(conditions, negative=negative, size=size, guide=scale != 1)
+        call = Call(encoded, jnp.float32(scale), noise, keys)
+        plan = self.plan(steps=steps, scale=scale)
+        return programs.denoise(self.denoiser, call, self.correction(plan.steps), plan=plan)
 
     def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b i j 3"]:
         """Latents to pictures. Raises ValueError for latents that are not finite, which would be black."""
@@ -212,34 +203,35 @@ class Pipeline:
 
     def calls(
         self, conditions: Sequence[str | int], *, seed: int, batch: int, first: int = 0
-    ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """What compiled programs take of the conditions from `first` on, batch by batch.
-
-        The number of samples, and (conditions, guidance scale, initial noise, keys), guided as in use.
-        """
+    ) -> Iterator[Call]:
+        """What compiled programs take of the conditions from `first` on, batch by batch; guided as in use."""
         for start in range(first, len(conditions), batch):
             part = conditions[start : start + batch]
             keys = sample_keys(seed, start, len(part))
             encoded = self.encode(part, guide=self.guidance.scale != 1)
             noise = draw_noise(keys, self.latent_shape())
-            yield len(part), (encoded, jnp.float32(self.guidance.scale), noise, keys)
+            yield Call(encoded, jnp.float32(self.guidance.scale), noise, keys)
 
-    def program(self, *, steps: int | None = None, bounds: tuple[int, ...] | None = None) -> dict[str, Any]:
-        """What shapes a program over whole trajectories: sampler, steps, kind of guidance, range bounds.
+    def plan(
+        self,
+        *,
+        steps: int | None = None,
+        scale: float | None = None,
+        bounds: tuple[int, ...] | None = None,
+    ) -> Plan:
+        """What shapes the programs over whole trajectories.
 
-        steps: the default where not given. bounds: the recipe's where not given.
+        steps, scale of the guidance, bounds of the denoising ranges: the pipeline's own where not given.
         """
-        own = self.recipe.ranges if self.recipe else ()
-        return {
-            "sampler": self.sampler,
-            "steps": self.steps if steps is None else steps,
-            "guidance": self.static_guidance(self.guidance.scale),
-            "bounds": own if bounds is None else bounds,
-        }
-
-    def static_guidance(self, scale: float) -> Guidance | None:
-        """How to guide, without the scale, which programs take as a number; None for a scale of 1."""
-        return dataclasses.replace(self.guidance, scale=0.0) if scale != 1 else None
+        guidance, own = self.guidance, self.recipe.ranges if self.recipe else ()
+        guide = (guidance.scale if scale is None else scale) != 1
+        return Plan(
+            self.sampler,
+            self.steps if steps is None else steps,
+            # The scale is a number that programs take.
+            dataclasses.replace(guidance, scale=0.0) if guide else None,
+            own if bounds is None else bounds,
+        )
 
     def correction(self, steps: int) -> Float[Array, " steps"] | None:
         """PTQD's k of each step, linear in time between those that were measured."""
@@ -325,112 +317,3 @@ class Pipeline:
 
 def _same(net: Net) -> Net:
     return net
-
-
-def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipeline:
-    """A pipeline from an artifact folder, from a foreign checkpoint, or "default", the packaged model.
-
-    path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file,
-        which is converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and
-        bfloat16 for a foreign checkpoint, where not given.
-    Raises ArtifactError or ConversionError, with all that is wrong, before anything is built.
-    """
-    if str(path) == "default":
-        with resources.as_file(resources.files("viditq_jax.assets") / "default") as folder:
-            return _convert(folder, dtype)
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist; give an artifact, a checkpoint, or 'default'.")
-    if not (Path(path) / checkpoint.FACTS_FILE).is_file():
-        return _convert(Path(path), dtype)
-    facts = checkpoint.read_facts(path)
-    file = Path(path) / checkpoint.FACTS_FILE
-    if "denoiser" not in facts:
-        raise checkpoint.ArtifactError(f"{file} names no denoiser; make the artifact again from its source.")
-    try:
-        targets = {name: _target(name, facts) for name in PARTS if name in facts}
-        _check(Pipeline(targets["denoiser"], facts))
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise checkpoint.ArtifactError(
-            f"{file} does not describe a pipeline ({type(error).__name__}: {error}); "
-            "make the artifact again from its source."
-        ) from error
-    nets = {name: checkpoint.restore(path, name, target) for name, target in targets.items()}
-    files = {
-        name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS
-    }
-    pipeline = Pipeline(
-        facts={
-            key: value for key, value in facts.items() if key not in ("format", "files", "versions", "recipe")
-        },
-        recipe=_recipe(facts),
-        files=files,
-        **nets,
-    )
-    return pipeline if dtype is None else pipeline.astype(dtype)
-
-
-def _check(described: Pipeline) -> None:
-    """Raise, as Python does, if a fact that is read later is missing or impossible."""
-    facts = described.facts
-    described.sampler.table(described.steps)
-    _ = described.guidance, described.latent_shape()
-    _ = described.correction(described.steps)
-    if not all(isinstance(layer, dict) for layer in dict(facts.get("layers", {})).values()):
-        raise ValueError("the records of its layers are no records")
-    if facts["denoiser"]["config"].get("micro_conditions"):
-        _ = facts["source"]["denoiser"]["format"]
-    if facts["conditions"]["kind"] == "label":
-        int(facts["conditions"]["classes"])
-    if "tokenizer" in facts:
-        name, length = facts["tokenizer"]["file"], facts["tokenizer"]["max_length"]
-        if name not in facts["files"] or type(length) is not int or length < 1:
-            raise ValueError(f"tokenizer {name!r} of {length!r} tokens is none of its files")
-
-
-def _recipe(facts: dict[str, Any]) -> Recipe | None:
-    return Recipe.from_json(facts["recipe"]) if facts.get("recipe") else None
-
-
-def _target(name: str, facts: dict[str, Any]) -> Net:
-    """The abstract Net of the facts, abstractly quantized, which an artifact is restored into."""
-    target = abstract_net(facts, name).astype(jnp.dtype(facts["dtype"]))
-    recipe = _recipe(facts) if name == "denoiser" else None
-    if recipe is not None:
-        target = quantize(target, recipe)
-    return target
-
-
-def abstract_net(facts: dict[str, Any], name: str) -> Net:
-    """The shapes of the model that the facts describe, in float32."""
-    module = plugins.find("viditq_jax.models", facts[name]["model"])
-    return abstract(module.build, config_from_json(module.Config, facts[name]["config"]))
-
-
-def config_from_json(kind: type, values: Mapping[str, Any]) -> Any:
-    """A model's Config from JSON values; lists become tuples. Raises ValueError for unknown or missing
-    fields.
-    """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(values.keys() - fields.keys())
-    missing = sorted(
-        name
-        for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    )
-    if unknown or missing:
-        raise ValueError(f"{kind.__module__}: config has unknown fields {unknown} and lacks {missing}.")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
-
-def _convert(path: Path, dtype: Any) -> Pipeline:
-    from converters import convert
-
-    return from_artifact(convert(path, dtype=jnp.bfloat16 if dtype is None else dtype))
-
-
-def from_artifact(artifact: checkpoint.Artifact) -> Pipeline:
-    """Build the pipeline that a conversion describes, without writing it."""
-    nets: dict[str, Any] = {name: load() for name, load in artifact.nets.items()}
-    return Pipeline(facts=dict(artifact.facts), files=dict(artifact.files), **nets)

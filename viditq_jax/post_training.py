@@ -7,10 +7,8 @@ correct      PTQD's correction, where the recipe says so
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from viditq_jax.calibrate import calibrate
+from viditq_jax.conditions import packaged_prompts
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.programs import Bounds, Guidance, guided_model, parts, states
+from viditq_jax.programs import Call, Plan, guided_model, parts, states
 from viditq_jax.quant.apply import check_recipe
 from viditq_jax.quant.audit import audit
 from viditq_jax.quant.fold import fold
@@ -28,7 +27,7 @@ from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.ptqd import correlation
-from viditq_jax.sampling.sample import Denoise, rows, step_keys
+from viditq_jax.sampling.sample import Denoise, follow
 
 CLASSES = 16  # that a class-conditional model is calibrated on where none are given
 
@@ -67,8 +66,7 @@ def default_conditions(pipeline: Pipeline) -> list[str | int]:
     """The packaged prompts; for a class-conditional model, classes evenly spread."""
     facts = pipeline.facts["conditions"]
     if facts["kind"] == "prompt":
-        text = (resources.files("viditq_jax.assets") / "prompts" / "default.txt").read_text(encoding="utf-8")
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return list(packaged_prompts())
     classes = int(facts["classes"])
     return [*range(0, classes, max(1, classes // CLASSES))][:CLASSES]
 
@@ -80,21 +78,20 @@ def _tuned(
     recipe = small.recipe
     assert recipe is not None
     method = find_method("tuning", recipe.tuning)
-    program = pipeline.program()
+    plan = pipeline.plan()
     # The middle of each of `times` parts of the trajectory.
     times = min(method.options.times, pipeline.steps)
     chosen = np.floor((np.arange(times) + 0.5) * pipeline.steps / times).astype(np.int32)
     t = jnp.asarray(pipeline.sampler.table(pipeline.steps)["t"])
     calls = []
-    for count, call in pipeline.calls(conditions, seed=seed, batch=batch):
-        after = states(pipeline.denoiser, *call, **program)
-        x = jnp.concatenate([call[2][None], after[:-1]])  # before each step
-        calls += [(call[0], x[i], jnp.full(count, t[i])) for i in chosen]
-    scale, guidance = jnp.float32(pipeline.guidance.scale), program["guidance"]
+    for call in pipeline.calls(conditions, seed=seed, batch=batch):
+        after = states(pipeline.denoiser, call, plan=plan)
+        x = jnp.concatenate([call.noise[None], after[:-1]])  # before each step
+        calls += [(call, x[i], jnp.full(call.batch, t[i])) for i in chosen]
 
-    def run(net: Net, call: tuple[dict[str, Any], Array, Array]) -> Array:
-        encoded, x, t = call
-        return guided_model(net, encoded, scale, guidance)(x, t, jnp.int32(0))
+    def run(net: Net, met: tuple[Call, Array, Array]) -> Array:
+        call, x, t = met
+        return guided_model(net, call, plan.guidance)(x, t, jnp.int32(0))
 
     target, _ = fold(pipeline.denoiser, recipe.resolve(pipeline.denoiser.weights()), stats)
     tuned = method.module.tune(small.denoiser, target, run, calls, method.options)
@@ -106,45 +103,29 @@ def _with_correction(
     pipeline: Pipeline, small: Pipeline, conditions: Sequence[str | int], seed: int, batch: int
 ) -> Pipeline:
     """The quantized pipeline with PTQD's k of each step, measured along float trajectories."""
-    program = pipeline.program(bounds=small.recipe.ranges if small.recipe else ())
+    plan = pipeline.plan(bounds=small.recipe.ranges if small.recipe else ())
     sums = np.zeros((pipeline.steps, 2))
-    for _, call in pipeline.calls(conditions, seed=seed, batch=batch):
-        sums = sums + np.asarray(
-            _correlations(pipeline.denoiser, small.denoiser, *call, **program), np.float64
-        )
+    for call in pipeline.calls(conditions, seed=seed, batch=batch):
+        found = _correlations(pipeline.denoiser, small.denoiser, call, plan=plan)
+        sums = sums + np.asarray(found, np.float64)
     error, size = sums.T
     t = pipeline.sampler.table(pipeline.steps)["t"]
     entry = {"method": "ptqd", "t": np.asarray(t, float).tolist(), "k": (error / size).tolist()}
     return dataclasses.replace(small, facts={**small.facts, "correction": entry})
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
-def _correlations(
-    net: Net,
-    small: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-    bounds: Bounds,
-) -> Float[Array, "steps 2"]:
+@partial(jax.jit, static_argnames="plan")
+def _correlations(net: Net, small: Net, call: Call, *, plan: Plan) -> Float[Array, "steps 2"]:
     """`correlation` of the quantized and the float prediction in each step of the float trajectory."""
-    model = guided_model(net, conditions, scale, guidance)
+    model = guided_model(net, call, plan.guidance)
 
-    def follow(quantized: Denoise, carry: Any, row: Mapping[str, Array]) -> tuple[Any, Array]:
-        x, memory = carry
-        t, i = jnp.full(x.shape[:1], row["t"]), row["i"]
+    def look(quantized: Denoise, x: Array, t: Array, i: Array, _: None) -> tuple[Array, None, Array]:
         out, other = model(x, t, i), quantized(x, t, i)
-        carry = sampler.step(x, out, row, memory, step_keys(keys, i))
-        return carry, correlation(other, out, x.shape[-1])
+        return out, None, correlation(other, out, x.shape[-1])
 
-    x = noise.astype(jnp.float32)
-    carry, sums = (x, sampler.init(x)), []
-    for quantized, table in parts(small, conditions, scale, guidance, rows(sampler, steps), bounds):
-        carry, seen = jax.lax.scan(partial(follow, quantized), carry, jax.tree.map(jnp.asarray, dict(table)))
+    x, sums = call.start(), []
+    memory = plan.sampler.init(x)
+    for quantized, table in parts(small, call, plan):
+        x, memory, _, seen = follow(partial(look, quantized), plan.sampler, x, memory, call.keys, table, None)
         sums.append(seen)
     return jnp.concatenate(sums)

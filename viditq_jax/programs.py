@@ -5,23 +5,21 @@ nothing; what shapes the program is static (sampler, steps, the kind of guidance
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from viditq_jax.net import Net
 from viditq_jax.quant.ranges import at_range, per_range, range_index, runs, weights_change
 from viditq_jax.sampling.guidance import ORDERS, guided
 from viditq_jax.sampling.ptqd import corrected
-from viditq_jax.sampling.sample import Denoise, Rows, advance, rows
+from viditq_jax.sampling.sample import Denoise, Rows, follow, rows
 from viditq_jax.sampling.schedule import check_choice
-
-Bounds = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +46,46 @@ class Guidance:
         check_choice("guidance order", self.order, ORDERS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What shapes a program over a whole trajectory; another plan compiles anew.
+
+    guidance: how to guide, its scale left out (0); None where there is no guidance. bounds: of the denoising
+    ranges.
+    """
+
+    sampler: Any
+    steps: int
+    guidance: Guidance | None
+    bounds: tuple[int, ...] = ()
+
+    def rows(self) -> Rows:
+        """The sampler's table."""
+        return rows(self.sampler, self.steps)
+
+    def range_index(self) -> Int[np.ndarray, " steps"]:
+        """The denoising range of each step."""
+        return range_index(np.asarray(self.rows()["t"]), self.bounds)
+
+
+class Call(NamedTuple):
+    """What a program takes of one batch of conditions."""
+
+    conditions: dict[str, Any]  # what `Pipeline.encode` gave
+    scale: jax.Array  # [], of the guidance
+    noise: jax.Array  # [b, h, w, c], initial
+    keys: jax.Array  # [b], one a sample
+
+    @property
+    def batch(self) -> int:
+        """The number of samples."""
+        return int(self.noise.shape[0])
+
+    def start(self) -> Float[Array, "b h w c"]:
+        """The state before the first step."""
+        return self.noise.astype(jnp.float32)
+
+
 def encode_prompt(net: Net, conditions: dict[str, Any]) -> Any:
     """What depends on the prompt alone, such as its keys and values: computed once, before the loop."""
     if "mask" not in conditions:
@@ -55,14 +93,12 @@ def encode_prompt(net: Net, conditions: dict[str, Any]) -> Any:
     return net.call("encode_prompt", conditions["y"].astype(net.dtype), conditions["mask"])
 
 
-def guided_model(
-    net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None, prompt: Any = None
-) -> Denoise:
-    """denoise(x, t, i) for `sample`, from what `Pipeline.encode` gave; no guidance where it is None.
+def guided_model(net: Net, call: Call, guidance: Guidance | None, prompt: Any = None) -> Denoise:
+    """denoise(x, t, i) for `sample`; no guidance where it is None.
 
     prompt: what `encode_prompt` gave; computed here where it is not given.
     """
-    dtype = net.dtype
+    dtype, conditions = net.dtype, call.conditions
     if "mask" in conditions:
         prompt = encode_prompt(net, conditions) if prompt is None else prompt
 
@@ -76,102 +112,67 @@ def guided_model(
 
     if guidance is None:
         return model
-    return guided(model, scale, channels=guidance.channels, order=guidance.order)
+    return guided(model, call.scale, channels=guidance.channels, order=guidance.order)
 
 
-def parts(
-    net: Net, conditions: dict[str, Any], scale: Any, guidance: Guidance | None, table: Rows, bounds: Bounds
-) -> Iterator[tuple[Denoise, Rows]]:
+def parts(net: Net, call: Call, plan: Plan) -> Iterator[tuple[Denoise, Rows]]:
     """The loops of a trajectory, one after the other: what denoises, and the rows of the sampler's table.
 
     One loop where nothing changes over the denoising ranges, or only small vectors do, which are chosen in
     each step; where whole weights change, one loop a run of steps in one range, so that no step copies them.
     """
+    table = plan.rows()
     if not per_range(net.params):
-        yield guided_model(net, conditions, scale, guidance), table
+        yield guided_model(net, call, plan.guidance), table
         return
-    index = range_index(np.asarray(table["t"]), bounds)
+    index = plan.range_index()
     if weights_change(net):
         for r, steps in runs(index):
             rows_here = {name: column[steps] for name, column in table.items()}
-            yield guided_model(at_range(net, r), conditions, scale, guidance), rows_here
+            yield guided_model(at_range(net, r), call, plan.guidance), rows_here
         return
     # Inputs that depend on the prompt alone were calibrated alike in every range.
-    prompt, ranges = encode_prompt(at_range(net, 0), conditions), jnp.asarray(index)
+    prompt, ranges = encode_prompt(at_range(net, 0), call.conditions), jnp.asarray(index)
 
     def denoise(x: Array, t: Array, i: Array) -> Array:
-        return guided_model(at_range(net, ranges[i]), conditions, scale, guidance, prompt)(x, t, i)
+        return guided_model(at_range(net, ranges[i]), call, plan.guidance, prompt)(x, t, i)
 
     yield denoise, table
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
+@partial(jax.jit, static_argnames="plan")
 def denoise(
-    net: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    correction: Float[Array, " steps"] | None = None,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-    bounds: Bounds = (),
+    net: Net, call: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan
 ) -> Float[Array, "b h w c"]:
-    """The whole trajectory as one program. `guidance` gives the facts; its scale comes as a traced number.
-
-    correction: of the noise that quantization adds, see `sampling.ptqd`. bounds: of the denoising ranges.
-    """
-    x = noise.astype(jnp.float32)
-    memory = sampler.init(x)
-    for model, table in parts(net, conditions, scale, guidance, rows(sampler, steps), bounds):
-        model = model if correction is None else corrected(model, correction)
-        x, memory = advance(model, sampler, x, memory, keys, table)
-    return x
+    """The whole trajectory as one program. correction: of the noise of quantization, see `sampling.ptqd`."""
+    return _run(net, call, correction, plan)[0]
 
 
-@partial(jax.jit, static_argnames=("sampler", "steps", "guidance", "bounds"))
+@partial(jax.jit, static_argnames="plan")
 def states(
-    net: Net,
-    conditions: dict[str, Any],
-    scale: Float[Array, ""],
-    noise: Float[Array, "b h w c"],
-    keys: Any,
-    correction: Float[Array, " steps"] | None = None,
-    *,
-    sampler: Any,
-    steps: int,
-    guidance: Guidance | None,
-    bounds: Bounds = (),
+    net: Net, call: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan
 ) -> Float[Array, "steps b h w c"]:
     """`denoise`, with the states after each of the steps as its result."""
-    x = noise.astype(jnp.float32)
-    memory: Any = (sampler.init(x), jnp.zeros((steps, *x.shape), jnp.float32))
-    for model, table in parts(net, conditions, scale, guidance, rows(sampler, steps), bounds):
+    last, before = _run(net, call, correction, plan)
+    return jnp.concatenate([before[1:], last[None]])
+
+
+def _run(
+    net: Net, call: Call, correction: Float[Array, " steps"] | None, plan: Plan
+) -> tuple[Float[Array, "b h w c"], Float[Array, "steps b h w c"]]:
+    """The last state, and the states before each step."""
+    x, before = call.start(), []
+    memory = plan.sampler.init(x)
+    for model, table in parts(net, call, plan):
         model = model if correction is None else corrected(model, correction)
-        x, memory = advance(model, _Keeping(sampler), x, memory, keys, table)
-    return memory[1]
+        look = partial(_note_state, model)
+        x, memory, _, seen = follow(look, plan.sampler, x, memory, call.keys, table, None)
+        before.append(seen)
+    return x, jnp.concatenate(before)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Keeping:
-    """A sampler that remembers the state after each step."""
-
-    sampler: Any
-
-    def table(self, steps: int) -> Any:
-        return self.sampler.table(steps)
-
-    def init(self, x: Array) -> Any:
-        return self.sampler.init(x), None
-
-    def step(
-        self, x: Array, out: Array, row: Mapping[str, Array], memory: Any, keys: Array
-    ) -> tuple[Array, Any]:
-        inner, states = memory
-        x, inner = self.sampler.step(x, out, row, inner, keys)
-        return x, (inner, states.at[row["i"]].set(x))
+def _note_state(model: Denoise, x: Array, t: Array, i: Array, _: None) -> tuple[Array, None, Array]:
+    return model(x, t, i), None, x
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from viditq_jax.calibrate import calibrate, check_stats_file, load_stats
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import quantize_pipeline
-from viditq_jax.programs import encode_prompt, guided_model
+from viditq_jax.programs import Call, encode_prompt, guided_model
 from viditq_jax.quant.observe import observe
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
 from viditq_jax.quant.spec import Spec
@@ -32,6 +32,7 @@ def by_hand(pipeline: Pipeline, prompts: list[str], seed: int, bounds: tuple[int
     conditions, scale = pipeline.encode(prompts, guide=True), pipeline.guidance.scale
     keys = sample_keys(seed, 0, len(prompts))
     x = draw_noise(keys, pipeline.latent_shape())
+    call = Call(conditions, scale, x, keys)
     sampler, net = pipeline.sampler, pipeline.denoiser
     memory, table = sampler.init(x), jax.tree.map(jnp.asarray, rows(sampler, pipeline.steps))
     stats = {path: LayerStats.empty(w.shape[1], len(bounds) + 1) for path, w in net.weights().items()}
@@ -43,7 +44,7 @@ def by_hand(pipeline: Pipeline, prompts: list[str], seed: int, bounds: tuple[int
     prompt = encode_prompt(net, conditions)
 
     def predict(x: jax.Array, row: dict[str, jax.Array], net: Net) -> jax.Array:
-        model = guided_model(net, conditions, scale, pipeline.guidance, prompt)
+        model = guided_model(net, call, pipeline.guidance, prompt)
         return model(x, jnp.full(len(prompts), row["t"]), row["i"])
 
     for i in range(pipeline.steps):

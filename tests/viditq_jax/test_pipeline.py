@@ -11,7 +11,8 @@ import pytest
 from tests import tiny
 from viditq_jax import programs
 from viditq_jax.checkpoint import ArtifactError, _digest, weight_disk_bytes
-from viditq_jax.pipeline import Pipeline, load_pipeline
+from viditq_jax.load import load_pipeline
+from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.qweight import QWeight
 from viditq_jax.quant.recipe import load_recipe

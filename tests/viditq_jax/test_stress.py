@@ -9,10 +9,10 @@ import pytest
 
 from tests import tiny
 from viditq_jax.evaluate.psnr import psnr
+from viditq_jax.load import load_pipeline
 from viditq_jax.models import dit, pixart
 from viditq_jax.net import Net, abstract
 from viditq_jax.nn.linear import Modulated, plain
-from viditq_jax.pipeline import load_pipeline
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.spec import Spec

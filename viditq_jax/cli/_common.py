@@ -15,7 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from viditq_jax.calibrate import calibrate, check_stats_file, load_stats
+from viditq_jax.calibrate import check_stats_file, load_stats
+from viditq_jax.conditions import packaged_prompts, read_prompts
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
@@ -53,17 +54,6 @@ def packaged_model() -> AbstractContextManager[Path]:
     return resources.as_file(resources.files("viditq_jax.assets") / "default")
 
 
-def packaged_prompts() -> list[str]:
-    """The prompts that come with the default model."""
-    text = (resources.files("viditq_jax.assets") / "prompts" / "default.txt").read_text()
-    return read_prompts(text)
-
-
-def read_prompts(text: str) -> list[str]:
-    """One prompt a line; blank lines do not count."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def conditions(
     prompt: tuple[str, ...], file: Path | None, labels: tuple[int, ...], kind: str
 ) -> list[str | int]:
@@ -93,18 +83,19 @@ def quantized(
     pipeline: Pipeline, name: str, *, prompts: Path | None = None, stats: Path | None = None, seed: int = 0
 ) -> Pipeline:
     """The pipeline under the recipe `name`, calibrated first where the recipe needs it and has no file."""
-    if pipeline.recipe is not None:
-        raise ValueError("this artifact is quantized already; give the float artifact that it came from.")
     recipe = load_recipe(name)
     samples = calibration_conditions(pipeline, prompts)
     known, facts = load_stats(stats) if stats else (None, {})
     if stats:
         check_stats_file(facts, pipeline, recipe)
-    if recipe.needs_stats and known is None:
-        with bar("calibrating (the first batch compiles)", len(samples)) as advance:
-            known = calibrate(pipeline, samples, recipe, seed=seed, advance=advance)
-    with working(f"quantizing to {name}"):
-        return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=known)
+    calibrates = recipe.needs_stats and known is None
+    shown = (
+        bar(f"calibrating and quantizing to {name}", len(samples))
+        if calibrates
+        else working(f"quantizing to {name}")
+    )
+    with shown as advance:
+        return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=known, advance=advance)
 
 
 def calibration_conditions(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:

@@ -14,7 +14,7 @@ import tyro
 
 from viditq_jax.calibrate import calibrate
 from viditq_jax.cli._common import bar, calibration_conditions, working
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 from viditq_jax.quant.recipe import load_recipe
 
 

@@ -15,7 +15,7 @@ import tyro
 from viditq_jax.cli._common import bar, conditions, working
 from viditq_jax.compare import compare_recipes, packaged_recipes, result_rows
 from viditq_jax.evaluate import PAIRED, evaluate
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 from viditq_jax.post_training import default_conditions
 
 

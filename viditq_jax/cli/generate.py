@@ -16,7 +16,7 @@ import tyro
 
 from viditq_jax.cli._common import bar, conditions, quantized, working
 from viditq_jax.generate import generate
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import tyro
 
 from converters import export, save_safetensors
 from viditq_jax.cli._common import working
-from viditq_jax.pipeline import Pipeline, config_from_json, load_pipeline
+from viditq_jax.load import config_from_json, load_pipeline
+from viditq_jax.pipeline import Pipeline
 from viditq_jax.plugins import find
 from viditq_jax.quant.qweight import quantized_part
 from viditq_jax.quant.ranges import PerRange

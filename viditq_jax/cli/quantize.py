@@ -12,7 +12,7 @@ import tyro
 
 from viditq_jax.checkpoint import ArtifactError
 from viditq_jax.cli._common import quantized
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 from viditq_jax.quant.size import weight_bytes
 
 

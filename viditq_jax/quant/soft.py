@@ -18,7 +18,7 @@ from viditq_jax.nn.linear import Modulated, linear
 from viditq_jax.quant.inputs import quantize_input
 from viditq_jax.quant.qweight import QWeight, code_sums
 from viditq_jax.quant.rounding._grid import code_range, columns_of, recoded
-from viditq_jax.quant.rounding.adaround import BETA_UNTIL, FIRST_BETA, GAMMA, LAST_BETA, ZETA
+from viditq_jax.quant.rounding.adaround import up, v_of
 
 
 class Learned(NamedTuple):
@@ -56,7 +56,7 @@ class SoftRounded:
 
     def up(self) -> Float32[Array, "n k"]:
         """h: how much of the way to the next code each number goes, 0 to 1."""
-        return jnp.clip(jax.nn.sigmoid(self.learned.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+        return up(self.learned.v)
 
     def matrix(self) -> Float32[Array, "n k"]:
         """The prepared weight as it is now."""
@@ -111,15 +111,4 @@ def soft_rounded(q: QWeight, weight: Float[Array, "n k"], *, train_scale: bool) 
     below = jnp.where(levels < codes, codes - 1, codes)
     h = jnp.clip(levels - below, 0, 1)
     growth = jnp.zeros((1, 1)) if train_scale and q.act is not None and q.act.static else None
-    return SoftRounded(q, below, Learned(jnp.log((h - GAMMA) / (ZETA - h)), growth))
-
-
-def undecided(h: Float[Array, "n k"], progress: Float[Array, ""], warmup: float) -> Float[Array, ""]:
-    """AdaRound's regulariser, the sum of 1 - |2h - 1|^beta: 0 where every h is 0 or 1.
-
-    progress: part of the training that is done. Nothing before `warmup`; then beta falls from 10, where only
-    numbers close to a code feel it, to 2 at 90 %.
-    """
-    part = (progress - warmup) / (BETA_UNTIL - warmup)
-    beta = FIRST_BETA + (LAST_BETA - FIRST_BETA) * jnp.clip(part, 0, 1)
-    return jnp.where(part >= 0, 1, 0) * jnp.sum(1 - jnp.abs(2 * h - 1) ** beta)
+    return SoftRounded(q, below, Learned(v_of(h), growth))

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int, Key
 
 # (x [b *shape c], t [b], i []) -> [b *shape c] or [b *shape 2c]
 Denoise = Callable[[Array, Array, Array], Array]
+# (x, t, i, carried) -> (out of the model, carried for the next step, seen in this one)
+Look = Callable[[Array, Array, Array, Any], tuple[Array, Any, Any]]
 Rows = Mapping[str, np.ndarray | Array]
 
 
@@ -64,19 +66,41 @@ def advance(
     rows: Rows,
 ) -> tuple[Float[Array, "b *shape"], Any]:
     """State and memory after the given rows, which may be a slice: slices one by one equal all at once."""
+
+    def look(x: Array, t: Array, i: Array, _: None) -> tuple[Array, None, None]:
+        return denoise(x, t, i), None, None
+
+    return follow(look, sampler, x, memory, keys, rows, None)[:2]
+
+
+def follow(
+    look: Look,
+    sampler: Sampler,
+    x: Float[Array, "b *shape"],
+    memory: Any,
+    keys: Array,
+    rows: Rows,
+    carried: Any,
+) -> tuple[Float[Array, "b *shape"], Any, Any, Any]:
+    """`advance`, with something to note on the way.
+
+    Returns state, memory and `carried` after the rows, and what was seen in each, stacked.
+    """
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != x.shape[:1]:
         raise ValueError(
             f"keys are {keys.dtype}{list(keys.shape)}; need one typed key a sample, [{x.shape[0]}]: "
             "make them by sample_keys."
         )
 
-    def body(carry: tuple[Array, Any], row: Mapping[str, Array]) -> tuple[tuple[Array, Any], None]:
-        x, memory = carry
-        out = denoise(x, jnp.full(x.shape[:1], row["t"]), row["i"])
-        return sampler.step(x, out, row, memory, step_keys(keys, row["i"])), None
+    def body(carry: tuple[Array, Any, Any], row: Mapping[str, Array]) -> tuple[tuple[Array, Any, Any], Any]:
+        x, memory, carried = carry
+        out, carried, seen = look(x, jnp.full(x.shape[:1], row["t"]), row["i"], carried)
+        x, memory = sampler.step(x, out, row, memory, step_keys(keys, row["i"]))
+        return (x, memory, carried), seen
 
     columns = {name: jnp.asarray(column) for name, column in rows.items()}
-    return jax.lax.scan(body, (x, memory), columns)[0]
+    last, seen = jax.lax.scan(body, (x, memory, carried), columns)
+    return *last, seen
 
 
 def sample_keys(seed: int, start: int, count: int) -> Key[Array, " count"]:

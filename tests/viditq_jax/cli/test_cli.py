@@ -20,7 +20,7 @@ from viditq_jax.cli import main
 from viditq_jax.cli._common import conditions
 from viditq_jax.cli.generate import Options as GenerateOptions
 from viditq_jax.cli.generate import default_folder
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 
 VERBS = ("calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report")
 

@@ -10,7 +10,8 @@ import pytest
 from tests import tiny
 from viditq_jax import programs
 from viditq_jax.calibrate import calibrate
-from viditq_jax.pipeline import Pipeline, load_pipeline
+from viditq_jax.load import load_pipeline
+from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.ranges import PerRange, at_range, per_range, range_index, runs, weights_change
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.spec import Spec
@@ -59,11 +60,11 @@ def by_hand(pipeline: Pipeline) -> np.ndarray:
     keys = sample_keys(0, 0, len(PROMPTS))
     x = draw_noise(keys, pipeline.latent_shape())
     memory, table = sampler.init(x), rows(sampler, pipeline.steps)
-    conditions = pipeline.encode(PROMPTS, guide=True)
+    call = programs.Call(pipeline.encode(PROMPTS, guide=True), jnp.float32(3), x, keys)
     for i, r in enumerate(index):
         net = at_range(pipeline.denoiser, int(r))
         assert not per_range(net.params)
-        model = programs.guided_model(net, conditions, 3.0, dataclasses.replace(pipeline.guidance, scale=0.0))
+        model = programs.guided_model(net, call, pipeline.plan().guidance)
         row = {name: column[i : i + 1] for name, column in table.items()}
         x, memory = advance(model, sampler, x, memory, keys, row)
     return np.asarray(x)

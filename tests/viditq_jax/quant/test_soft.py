@@ -11,7 +11,8 @@ from viditq_jax.quant.low_rank import LowRank
 from viditq_jax.quant.prepare import balance
 from viditq_jax.quant.qtensor import quantize_tensor
 from viditq_jax.quant.qweight import QWeight, code_sums, quantized_weight
-from viditq_jax.quant.soft import soft_rounded, undecided
+from viditq_jax.quant.rounding.adaround import undecided
+from viditq_jax.quant.soft import soft_rounded
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import tiny
-from viditq_jax.pipeline import load_pipeline
+from viditq_jax.load import load_pipeline
 from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.spec import Spec

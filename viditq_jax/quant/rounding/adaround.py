@@ -98,18 +98,16 @@ def _learned(
     below = jnp.floor(levels)
     start_error = output_error(weight - start.dequantize(), gram)[:, None]
 
-    def value(up: Float32[Array, "n k"]) -> Float32[Array, "n k"]:
-        return (jnp.clip(below + zero + up, low, high) - zero) * scale
+    def value(h: Float32[Array, "n k"]) -> Float32[Array, "n k"]:
+        return (jnp.clip(below + zero + h, low, high) - zero) * scale
 
     def loss(v: Float32[Array, "n k"], i: Array) -> Array:
-        h = _up(v)
+        h = up(v)
         error = weight - value(h)
         # The gradient of error @ gram * error is 2 error @ gram, so one product serves both.
         outputs = 2 * lax.stop_gradient(error @ gram) * error / jnp.maximum(start_error, _TINY)
-        part = (i / options.iterations - options.warmup) / (BETA_UNTIL - options.warmup)
-        beta = FIRST_BETA + (LAST_BETA - FIRST_BETA) * jnp.clip(part, 0, 1)
-        undecided = 1 - jnp.abs(2 * h - 1) ** beta
-        return outputs.sum() + jnp.where(part >= 0, options.strength / weight.shape[1], 0) * undecided.sum()
+        open_ = undecided(h, i / options.iterations, options.warmup)
+        return outputs.sum() + options.strength / weight.shape[1] * open_
 
     adam = optax.adam(options.rate)
 
@@ -118,12 +116,28 @@ def _learned(
         change, memory = adam.update(jax.grad(loss)(v, i), memory)
         return (v + change, memory), None
 
-    v = jnp.log((levels - below - GAMMA) / (ZETA - levels + below))  # the h that leaves the weight as it is
+    v = v_of(levels - below)  # the h that leaves the weight as it is
     (v, _), _ = lax.scan(step, (v, adam.init(v)), jnp.arange(options.iterations))
     codes = jnp.clip(below + zero + (v >= 0), low, high).astype(jnp.int8)
     return recoded(start, codes)
 
 
-def _up(v: Float32[Array, "n k"]) -> Float32[Array, "n k"]:
-    """The part of a step by which a number is rounded up, 0 to 1."""
+def up(v: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """h: the part of a step by which each number is rounded up, 0 to 1."""
     return jnp.clip(jax.nn.sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+
+def v_of(h: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """The v that `up` makes h of."""
+    return jnp.log((h - GAMMA) / (ZETA - h))
+
+
+def undecided(h: Float[Array, "n k"], progress: Float[Array, ""], warmup: float) -> Float[Array, ""]:
+    """The sum of 1 - |2h - 1|^beta: 0 where every h is 0 or 1.
+
+    progress: part of the training that is done. Nothing before `warmup`; then beta falls from 10, where only
+    numbers close to a code feel it, to 2 at 90 %.
+    """
+    part = (progress - warmup) / (BETA_UNTIL - warmup)
+    beta = FIRST_BETA + (LAST_BETA - FIRST_BETA) * jnp.clip(part, 0, 1)
+    return jnp.where(part >= 0, 1, 0) * jnp.sum(1 - jnp.abs(2 * h - 1) ** beta)

@@ -35,8 +35,8 @@ from viditq_jax.net import Net
 from viditq_jax.quant.observe import observe
 from viditq_jax.quant.qweight import QWeight, quantized_part
 from viditq_jax.quant.ranges import per_range
-from viditq_jax.quant.rounding.adaround import BETA_UNTIL
-from viditq_jax.quant.soft import Learned, SoftRounded, soft_rounded, undecided
+from viditq_jax.quant.rounding.adaround import BETA_UNTIL, undecided
+from viditq_jax.quant.soft import Learned, SoftRounded, soft_rounded
 
 _TINY = np.float32(1e-30)
 
