@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from viditq_jax.report.run import Run
 
+_BAND = 11  # pictures side by side
 _BAR_COLOURS = ("#3b6fb6", "#d1703c", "#5b9a5b", "#8c6bb1")  # a model each
 _BLOCK = re.compile(r"blocks/(\d+)/(.+)")
 _STYLE: dict[Any, Any] = {
@@ -116,26 +117,36 @@ def recipes_chart(run: Run, *, prompts: int = 1) -> Figure:
     labels.sort(key=lambda label: -measured[models[-1]].get(label, 0.0))
     painted = list(dict.fromkeys(label for model in models for label in run.models[model]))
     painted.sort(key=lambda label: labels.index(label) if label in labels else -1)
-    rows = [(i, model) for i in range(min(prompts, len(run.conditions))) for model in models]
+    # A band holds a few of them, each with its pictures of every model below.
+    bands = [painted[i : i + _BAND] for i in range(0, len(painted), _BAND)]
+    lines = [
+        (band, i, model)
+        for band in bands
+        for i in range(min(prompts, len(run.conditions)))
+        for model in models
+    ]
     bar_height = 0.9 + 0.17 * len(labels) * (len(models) + 0.4)
-    tile = min(1.1, 9.0 / len(painted))
+    strip_height = 0.9 * len(lines) + 0.35 * len(bands)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.5, bar_height + 0.5 + tile * len(rows)), layout="constrained")
-        halves: Any = figure.subfigures(2, 1, height_ratios=(bar_height, 0.5 + tile * len(rows)))
+        figure = Figure(figsize=(10.5, bar_height + strip_height), layout="constrained")
+        halves: Any = figure.subfigures(2, 1, height_ratios=(bar_height, strip_height))
         upper, lower = halves
         _bars(upper.subplots(), run, measured, labels)
-        axes = lower.subplots(len(rows), len(painted), squeeze=False)
-        for line, (i, model) in zip(axes, rows, strict=True):
-            for axis, label in zip(line, painted, strict=True):
-                if label in run.models[model]:
-                    axis.imshow(run.pictures[run.models[model][label]][i], interpolation="nearest")
+        axes = lower.subplots(len(lines), len(bands[0]), squeeze=False)
+        titled = set()
+        for line, (band, i, model) in zip(axes, lines, strict=True):
+            for axis in line:
                 axis.set_xticks([])
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)
+            for axis, label in zip(line, band, strict=False):
+                if label in run.models[model]:
+                    axis.imshow(run.pictures[run.models[model][label]][i], interpolation="nearest")
+                if label not in titled:
+                    axis.set_title("-\n".join(label.rsplit("-", 1)), fontsize=7)
+                    titled.add(label)
             name = f"{run.conditions[i]}\n{model}" if model else run.conditions[i]
             line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-        for axis, label in zip(axes[0], painted, strict=True):
-            axis.set_title(label.replace("-", "-\n", 1), fontsize=7)
     return figure
 
 
