@@ -26,7 +26,7 @@ from viditq_jax.cli._common import bar, packaged_model, working
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.drift import Drift, times, trajectory
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import default_conditions, quantize_pipeline
+from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.report import write_report
 
@@ -50,15 +50,15 @@ def clear(run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
 
 
-def make_artifacts(run: Path) -> dict[str, Path]:
-    """The float artifact, converted from the packaged checkpoint, and one artifact a recipe."""
+def make_artifacts(run: Path, prompts: list[str]) -> dict[str, Path]:
+    """The float artifact, converted from the packaged checkpoint, and one a recipe, calibrated on prompts."""
     paths = {name: run / "artifacts" / name for name in ("float", *RECIPES)}
     with working("converting the packaged PyTorch checkpoint"), packaged_model() as folder:
         checkpoint.save(convert(folder), paths["float"])
     for name in RECIPES:
         pipeline = load_pipeline(paths["float"])
-        with bar(f"{name}: calibrate and quantize", len(default_conditions(pipeline))) as advance:
-            quantize_pipeline(pipeline, load_recipe(name), advance=advance).save(paths[name])
+        with bar(f"{name}: calibrate and quantize", len(prompts)) as advance:
+            quantize_pipeline(pipeline, load_recipe(name), prompts, advance=advance).save(paths[name])
     return paths
 
 
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         clear(run)
     except ValueError as error:
         parser.error(str(error))
-    paths = make_artifacts(run)
+    paths = make_artifacts(run, prompts)
     variants: dict[str, dict[str, Any]] = {}
     pipelines = {name: load_pipeline(path) for name, path in paths.items()}
     reference = latents(pipelines["float"], prompts)
