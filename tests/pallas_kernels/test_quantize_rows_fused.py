@@ -10,8 +10,9 @@ import pytest
 
 from pallas_kernels import dispatch
 from pallas_kernels.hadamard import hadamard, matrix
-from pallas_kernels.quantize_rows import Rows, quantize_rows
+from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.quantize_rows.cases import FUSED
+from tests.pallas_kernels.same_rows import assert_same, assert_within_the_contract
 from tests.pallas_kernels.unsupported import skip_unsupported
 from viditq_jax.nn.linear import Modulated
 
@@ -90,23 +91,6 @@ def by_hand(
         h = matrix(block, regular).astype(np.float64)
         x = (x.reshape(-1, block) @ h).reshape(x.shape) / np.sqrt(block)
     return x
-
-
-def assert_within_the_contract(rows: Rows, expected: Rows):
-    """One in a thousand codes off by one, in float8 to a neighbour; scales within 2**-20."""
-    np.testing.assert_allclose(rows.scale, expected.scale, rtol=2.0**-20)
-    if rows.codes.dtype == FP8:
-        # Neighbours of one sign are one apart as bytes.
-        off = np.asarray(rows.codes).view(np.int8).astype(int) - np.asarray(expected.codes).view(np.int8)
-    else:
-        zero, wanted = (0 if each.zero is None else np.asarray(each.zero, int) for each in (rows, expected))
-        off = np.asarray(rows.codes, int) - zero - (np.asarray(expected.codes, int) - wanted)
-    assert np.abs(off).max() <= 1
-    assert np.count_nonzero(off) <= off.size / 1000
-
-
-def assert_same(rows: Rows, expected: Rows):
-    jax.tree.map(np.testing.assert_array_equal, rows, expected)
 
 
 @pytest.mark.parametrize("case", FUSED)
