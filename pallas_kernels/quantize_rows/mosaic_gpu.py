@@ -129,16 +129,12 @@ def _of_channels(
     k: int,
 ) -> dict[str, jax.Array]:
     """What belongs to channels: shift and factor of each group, [b, k], and a multiplier, [k]."""
+    if modulation is not None and activation is None:  # balance and signs go into it
+        shift, factor = (signed(each, signs) for each in folded(modulation, balance))
+        return {"shift": shift, "factor": factor}
     operands: dict[str, jax.Array] = {}
     if modulation is not None:
-        last = activation is None  # then balance and signs go into it
-        shift, factor = folded(modulation, balance if last else None)
-        operands = {
-            "shift": signed(shift, signs) if last else shift,
-            "factor": signed(factor, signs) if last else factor,
-        }
-        if last:
-            return operands
+        operands["shift"], operands["factor"] = folded(modulation, None)
     if balance is not None or signs is not None:
         inverse = jnp.ones(k) if balance is None else 1 / balance.astype(jnp.float32)
         operands["multiplier"] = signed(inverse[None], signs)[0]
