@@ -40,21 +40,22 @@ _BLOCKS = {
         "cross_attn/kv_linear": Layer(2 * 300, 1152, 2304),
     },
     "pixart-sigma-1024": _block(2 * 4096, 1152),
-    "dit-xl-2-512 batch 16": _block(16 * 1024, 1152),
-    "stdit-16x512x512": _block(2 * 16 * 1024, 1152),
     "flux-like 1024": {
         "double/qkv": Layer(_FLUX_TOKENS, 3072, 9216, "modulated"),
         "double/fc1": Layer(_FLUX_TOKENS, 3072, 12288, "modulated", "gelu"),
         "single/linear2": Layer(_FLUX_TOKENS, 15360, 3072, "plain", "gate"),
         "double/mod": Layer(1, 3072, 18432),
     },
+    "dit-xl-2-512 batch 16": _block(16 * 1024, 1152),
+    "stdit-16x512x512": _block(2 * 16 * 1024, 1152),
     "few rows": {
         "pixart t_block": Layer(2, 1152, 6912),
         "mlp/fc1, 64 rows": Layer(64, 1152, 4608, "modulated", "gelu"),
     },
 }
 
-LAYERS: dict[str, Layer] = {
-    f"{model} {name}": layer for model, block in _BLOCKS.items() for name, layer in block.items()
+MODELS: dict[str, dict[str, Layer]] = {
+    model: {f"{model} {name}": layer for name, layer in block.items()} for model, block in _BLOCKS.items()
 }
+LAYERS: dict[str, Layer] = {name: layer for layers in MODELS.values() for name, layer in layers.items()}
 QUICK = tuple(name for name in LAYERS if name.startswith("pixart-sigma-512"))  # tell most in a minute
