@@ -1,0 +1,100 @@
+"""Tile sizes of a kernel: what the caller says; else what was measured on this device; else a heuristic.
+
+An implementation whose tiles can be measured defines `candidates(...)`, which takes what `run` takes and
+gives a `Choice`; and its `run` takes `tiles=None`, one of these candidates:
+
+    def run(x, ..., tiles=None):
+        chosen = tuning.pick("scaled_matmul", "mosaic_gpu", candidates(x, ...), tiles)
+
+What was measured lies in `tuned/<device>.json`, written by `viditq bench --tune`. It is data: deleting a file
+changes no result, only times.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+Tiles = Mapping[str, Any]
+
+
+class Choice(NamedTuple):
+    """What an implementation can choose from for some arguments.
+
+    facts: static facts that the best tiles depend on, such as {"m": 8192, "n": 1152, "k": 1152, "epilogue":
+        "gelu"}. "m" counts rows, and shares its measurement with all numbers up to the next power of two.
+    candidates: tiles that fit the device and these arguments, the heuristic's own first.
+    """
+
+    facts: Mapping[str, Any]
+    candidates: Sequence[Tiles]
+
+
+def pick(
+    op: str, implementation: str, choice: Choice, explicit: Tiles | None = None, *, device: str | None = None
+) -> Tiles:
+    """The tiles to use: explicit, else measured, else the heuristic's.
+
+    device: its name, that of the default device where not given. Tiles that were measured with another
+    version of the kernel are not used, nor are those that do not fit these arguments.
+    Raises ValueError for explicit tiles that are no candidate.
+    """
+    if explicit is not None:
+        if dict(explicit) not in [dict(tiles) for tiles in choice.candidates]:
+            listed = ", ".join(str(dict(tiles)) for tiles in choice.candidates)
+            raise ValueError(
+                f"{op}/{implementation}: tiles {dict(explicit)} were asked for, which do not fit"
+                f" {dict(choice.facts)}; choose one of {listed}."
+            )
+        return explicit
+    kernel = table(device or device_name()).get("kernels", {}).get(f"{op}/{implementation}")
+    if kernel is not None and kernel["hash"] == kernel_hash(op, implementation):
+        measured = kernel["entries"].get(key(choice.facts), {}).get("tiles")
+        if measured in [dict(tiles) for tiles in choice.candidates]:
+            return measured
+    return choice.candidates[0]
+
+
+def key(facts: Mapping[str, Any]) -> str:
+    """The name of an entry of the table: "k=1152 m<=8192 n=3456"."""
+    named = {name: f"{name}={value}" for name, value in facts.items()}
+    if "m" in facts:
+        named["m"] = f"m<={1 << max(0, int(facts['m']) - 1).bit_length()}"
+    return " ".join(named[name] for name in sorted(named))
+
+
+def device_name() -> str:
+    """The default device as records and tables name it: "nvidia-h100-80gb-hbm3", "cpu"."""
+    return slug(jax.devices()[0].device_kind)
+
+
+def slug(name: str) -> str:
+    """A name for a file: lower case, a hyphen for whatever is no letter, digit or point."""
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name.lower()).split())
+
+
+@functools.cache
+def table(device: str) -> dict[str, Any]:
+    """What was measured on a device; empty where nothing was."""
+    file = resources.files("pallas_kernels") / "tuned" / f"{device}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+@functools.cache
+def kernel_hash(op: str, implementation: str) -> str:
+    """Of the code that the best tiles may depend on: the implementation's file, and what its op shares."""
+    spec = importlib.util.find_spec(f"pallas_kernels.{op}.{implementation}")
+    if spec is None or spec.origin is None:
+        raise LookupError(f"{op} has no implementation {implementation!r}.")
+    package = Path(str(resources.files("pallas_kernels")))
+    shared = sorted(file for file in (package / op).glob("_*.py") if file.name != "__init__.py")
+    digest = hashlib.sha256(Path(spec.origin).read_bytes())
+    for file in (*shared, package / "compat.py"):
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()[:16]
