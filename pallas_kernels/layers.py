@@ -58,4 +58,4 @@ MODELS: dict[str, dict[str, Layer]] = {
     model: {f"{model} {name}": layer for name, layer in block.items()} for model, block in _BLOCKS.items()
 }
 LAYERS: dict[str, Layer] = {name: layer for layers in MODELS.values() for name, layer in layers.items()}
-QUICK = tuple(name for name in LAYERS if name.startswith("pixart-sigma-512"))  # tell most in a minute
+QUICK = tuple(f"pixart-sigma-512 {name}" for name in _block(0, 0))  # tell most in a minute

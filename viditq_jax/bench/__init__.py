@@ -27,12 +27,11 @@ from viditq_jax.compare import Progress, silent
 PARTS = ("block", "ops", "pipeline")  # in the order in which they run; a block tells most in least time
 RECIPES = ("w8a8", "w8a8-dynamic", "w4a8")
 _CPU_ROWS = 1024  # a layer's rows on a CPU at most: larger batches take as much longer as they are larger
-_OPS_SHARE = 0.5  # ops end by this part of the time limit, where pipelines follow
+_OPS_SHARE = 0.7  # ops end by this part of the time limit, where pipelines follow
 
 Record = dict[str, Any]
-Job = tuple[
-    str, Callable[[Record], None]
-]  # a name; and what measures, and puts into the record what it found
+# A name; and what measures, and puts into the record what it found.
+Job = tuple[str, Callable[[Record], None]]
 
 
 def bench(
@@ -50,8 +49,10 @@ def bench(
     """Measure, and write the records into the folder `out`; they are the result, by the name of their file.
 
     parts: of PARTS. recipes: packaged names or files that fit the packaged model.
-    quick: fewer cases and samples, within 5 minutes on two CPU cores. full_sizes: also time whole models of
-    published sizes; on an accelerator where not given. tuned: measure tile sizes first, and use them.
+    quick: the block, the ops of one model, and pictures of the packaged model under the first recipe, with
+    fewer samples; within 5 minutes on two CPU cores.
+    full_sizes: whole models of published sizes too; on an accelerator that is not quick where not given.
+    tuned: measure tile sizes first, and use them.
     rivals: other libraries on the same block, see `benchmarks/rivals.py`.
     limit_s: no case begins later. A case that had no time left or failed is in the record under "left_out".
     """
@@ -88,7 +89,7 @@ def bench(
         jobs = _ops_jobs(chosen, quick, samples, seconds)
         run("ops", jobs, limit_s * (_OPS_SHARE if "pipeline" in parts else 1))
     if "pipeline" in parts:
-        full = (not on_cpu()) if full_sizes is None else full_sizes
+        full = not (quick or on_cpu()) if full_sizes is None else full_sizes
         run("pipeline", _pipeline_jobs(recipes, quick, full, samples, 3 * seconds), limit_s)
     return records
 
@@ -137,28 +138,34 @@ def _block_job(recipes: Sequence[str], rivals: Rivals | None, samples: int, seco
 def _pipeline_jobs(
     recipes: Sequence[str], quick: bool, full_sizes: bool, samples: int, seconds: float
 ) -> list[Job]:
-    """Full sizes where they are wanted, the first with its loop and its peak memory; the packaged model."""
+    """Full sizes where they are wanted, the first with its loop and its peak memory; the packaged model.
 
-    def whole(workload: Workload, parts: Sequence[str]) -> Job:
+    quick: of the packaged model alone, pictures under the first recipe alone; half of the time is to compile.
+    """
+
+    def whole(workload: Workload, *parts: str, of: Sequence[str] = recipes) -> Job:
         def measure(record: Record) -> None:
             effort: Any = {"samples": samples, "seconds": seconds}
-            record["rows"] += bench_workload(workload, recipes, record["ceilings"], parts=parts, **effort)
+            record["rows"] += bench_workload(workload, of, record["ceilings"], parts=parts, **effort)
 
         return workload.name, measure
 
     def peaks(workload: Workload) -> Job:
         def measure(record: Record) -> None:
-            found = {name: measured_peak(workload, name) for name in ("bfloat16", *recipes)}
-            record["peak_bytes"] = {"case": f"{workload.name}, step", **found}
+            for row in record["rows"]:
+                if row["case"] == f"{workload.name}, step":
+                    row["peak_bytes"] = measured_peak(workload, row["recipe"])
 
         return f"{workload.name}, peak memory", measure
 
-    packaged = whole(models.DEFAULT, ("step", "pictures") if quick else ("step", "loop", "pictures"))
+    packaged = whole(models.DEFAULT, "step", "loop", "pictures")
+    if quick:
+        packaged = whole(models.DEFAULT, "pictures", of=recipes[:1])
     if not full_sizes:
         return [packaged]
     first, *others = models.FULL_SIZES
-    steps = [whole(each, ("step",)) for each in others]
-    return [whole(first, ("step", "loop")), peaks(first), *steps, packaged]
+    steps = [whole(each, "step") for each in others]
+    return [whole(first, "step", "loop"), peaks(first), *steps, packaged]
 
 
 def _write(file: Path, record: Record) -> None:

@@ -37,16 +37,17 @@ def bench_block(
     On a CPU recipes are timed with float32 around the integer products as well as with bfloat16.
     """
     works, extra = {}, {}
+    net = models.float_pipeline(WORKLOAD, jnp.bfloat16).denoiser
+    nets = {"bfloat16": net, **{name: models.quantized(net, load_recipe(name)) for name in recipes}}
     for dtype in float_dtypes():
-        net, given = models.float_pipeline(WORKLOAD, jnp.dtype(dtype)).denoiser, inputs(dtype)
-        around = "" if dtype == "bfloat16" else f", {dtype} around"
-        nets = {dtype: net}
-        nets |= {f"{name}{around}": models.quantized(net, load_recipe(name)) for name in recipes}
-        for label, each in nets.items():
-            works[label], compiled = _work(each, given)
-            extra[label] = {"parameter_bytes": _block_bytes(each), **memory(compiled)}
+        given, around = inputs(dtype), "" if dtype == "bfloat16" else f", {dtype} around"
+        for name, each in nets.items():
+            label = dtype if name == "bfloat16" else f"{name}{around}"
+            cast = each.astype(jnp.dtype(dtype))
+            works[label], compiled = _work(cast, given)
+            extra[label] = {"parameter_bytes": _block_bytes(cast), **memory(compiled)}
     flop = models.step_flop(net, models.config_of(WORKLOAD, depth=1), 1)
-    found, left_out = rivals(nets["bfloat16"], inputs("bfloat16")) if rivals else ({}, {})
+    found, left_out = rivals(net, inputs("bfloat16")) if rivals else ({}, {})
     works |= {name: Work(launch) for name, launch in found.items()}
     times = interleaved(works, samples=samples, seconds=seconds)
     rows = []

@@ -22,6 +22,7 @@ from pallas_kernels.scaled_matmul import scaled_matmul
 OPS = ("quantize_rows", "hadamard", "scaled_matmul", "packed_matmul")
 _BLOCK = 32  # of the packaged recipe w8a8
 _WIDEST = 4608  # rows that are rotated whole: the dense product that this is compared with grows as k squared
+_QUICKEST = 1152
 
 Operands = dict[str, jax.Array]
 Compute = Callable[[Operands], Any]
@@ -91,21 +92,23 @@ def cases(ops: Sequence[str] = OPS, *, quick: bool = False, most_rows: int | Non
     found: dict[Any, Case] = {}  # equal shapes are timed once, under the first name
     for layers in MODELS.values():
         chosen = {name: layer for name, layer in layers.items() if name in QUICK or not quick}
-        each = [case for name, layer in chosen.items() for case in _of_layer(name, layer, most_rows)]
+        each = []
+        for name, layer in chosen.items():
+            layer = layer._replace(rows=min(layer.rows, most_rows or layer.rows))
+            each += _of_layer(name, layer, _QUICKEST if quick else _WIDEST)
         for case in (case for op in ops for case in each if case.op == op):
             found.setdefault((case.op, *case.facts.items()), case)
     return list(found.values())
 
 
-def _of_layer(name: str, layer: Layer, most_rows: int | None) -> list[Case]:
-    layer = layer._replace(rows=min(layer.rows, most_rows or layer.rows))
+def _of_layer(name: str, layer: Layer, widest: int) -> list[Case]:
     products: list[Case] = [Product(name, layer, bits) for bits in (8, 4)]
     if layer.rows == 1:
         return products
     forms = [layer.form]
     forms += ["rotated"] if layer.form == "modulated" else []
     forms += ["gelu"] if name.endswith("fc2") else []
-    blocks = (_BLOCK, layer.k) if layer.k <= _WIDEST else (_BLOCK,)
+    blocks = (_BLOCK, layer.k) if layer.k <= widest else (_BLOCK,)
     return [
         *(Rows(f"{name} input, {form}", layer.rows, layer.k, form) for form in forms),
         *(Rotation(f"{name} input, block {block}", layer.rows, layer.k, block) for block in blocks),

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import tuning
-from viditq_jax.bench.timing import in_a_row, interleaved
+from viditq_jax.bench.timing import Work, in_a_row, interleaved
 from viditq_jax.checkpoint import versions
 
 _PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu", "torch", "triton", "jax-triton", "qwix")
@@ -85,16 +86,28 @@ def ceilings(*, side: int | None = None, megabytes: int | None = None, samples: 
     for dtype in (jnp.bfloat16, jnp.float32, jnp.int8):
         a, b, c = (_random(key, (side, side), dtype) for key in keys[:3])
         works[jnp.dtype(dtype).name] = in_a_row(product, [(a, b), (b, c), (c, a)])
-    copied = [_random(key, (megabytes << 20 >> 2,), jnp.float32) for key in keys[:2]]
-    works["copy"] = in_a_row(jnp.negative, copied)
+    works["copy"] = _copies(_random(keys[0], (megabytes << 20 >> 2,), jnp.float32))
     times = {name: timing.median_s for name, timing in interleaved(works, samples=samples).items()}
-    flop, moved = 2 * side**3, 2 * copied[0].nbytes
+    flop, moved = 2 * side**3, 2 * (megabytes << 20)
     return {
         **{f"{name}_flop_per_s": float(f"{flop / times[name]:.4g}") for name in times if name != "copy"},
         "copy_bytes_per_s": float(f"{moved / times['copy']:.4g}"),
         "matmul_side": side,
         "copy_bytes": moved,
     }
+
+
+def _copies(x: jax.Array) -> Work:
+    """Passes that read and write everything, in place: fresh memory would be timed with its page faults."""
+    calls, held = 8, [x]
+    negate = partial(jax.lax.fori_loop, 0, calls, lambda _, x: -x)
+    program = jax.jit(negate, donate_argnums=0)
+
+    def launch(_: int) -> jax.Array:
+        held[0] = program(held[0])
+        return held[0]
+
+    return Work(launch, calls)
 
 
 def _random(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

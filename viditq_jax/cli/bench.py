@@ -20,7 +20,7 @@ class Options:
     """Flags of `viditq bench`."""
 
     quick: bool = False
-    """Fewer cases and samples: under 5 minutes on two CPU cores."""
+    """Fewer cases and samples, and one recipe of the packaged model: under 5 minutes on two CPU cores."""
     parts: tuple[str, ...] = PARTS
     """What to measure: one transformer block, single ops, whole models."""
     recipes: tuple[str, ...] = RECIPES
@@ -28,7 +28,8 @@ class Options:
     out: Path = Path("runs/bench")
     """The folder of the records."""
     full_sizes: bool | None = None
-    """Also whole models of published sizes with random weights; on an accelerator where not given."""
+    """Also whole models of published sizes with random weights; where not given, on an accelerator, unless
+    --quick."""
     tune: bool = False
     """Measure the tile sizes of kernels first; the best go to pallas_kernels/tuned."""
     rivals: Path | None = None
