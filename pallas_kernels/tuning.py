@@ -10,18 +10,21 @@ What was measured lies in `tuned/<device>.json`, written by `viditq bench --tune
 changes no result, only times.
 """
 
+import ast
+import dataclasses
 import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-Tiles = Mapping[str, Any]
+# What kernels import and their best tiles do not depend on.
+_NOT_OF_A_KERNEL = {"reference", "xla", "cases", "tuning", "dispatch"}
 
 
 class Choice(NamedTuple):
@@ -29,36 +32,45 @@ class Choice(NamedTuple):
 
     facts: static facts that the best tiles depend on, such as {"m": 8192, "n": 1152, "k": 1152, "epilogue":
         "gelu"}. "m" counts rows, and shares its measurement with all numbers up to the next power of two.
-    candidates: tiles that fit the device and these arguments, the heuristic's own first.
+    candidates: tiles that fit the device and these arguments, the heuristic's own first: named tuples,
+        dataclasses or dicts of numbers.
     """
 
     facts: Mapping[str, Any]
-    candidates: Sequence[Tiles]
+    candidates: Sequence[Any]
 
 
 def pick(
-    op: str, implementation: str, choice: Choice, explicit: Tiles | None = None, *, device: str | None = None
-) -> Tiles:
-    """The tiles to use: explicit, else measured, else the heuristic's.
+    op: str, implementation: str, choice: Choice, explicit: Any = None, *, device: str | None = None
+) -> Any:
+    """The candidate to use: the explicit one, else the one that was measured, else the heuristic's.
 
     device: its name, that of the default device where not given. Tiles that were measured with another
     version of the kernel are not used, nor are those that do not fit these arguments.
     Raises ValueError for explicit tiles that are no candidate.
     """
     if explicit is not None:
-        if dict(explicit) not in [dict(tiles) for tiles in choice.candidates]:
-            listed = ", ".join(str(dict(tiles)) for tiles in choice.candidates)
+        if explicit not in choice.candidates:
+            listed = ", ".join(str(plain(tiles)) for tiles in choice.candidates)
             raise ValueError(
-                f"{op}/{implementation}: tiles {dict(explicit)} were asked for, which do not fit"
+                f"{op}/{implementation}: tiles {plain(explicit)} were asked for, which do not fit"
                 f" {dict(choice.facts)}; choose one of {listed}."
             )
         return explicit
     kernel = table(device or device_name()).get("kernels", {}).get(f"{op}/{implementation}")
     if kernel is not None and kernel["hash"] == kernel_hash(op, implementation):
         measured = kernel["entries"].get(key(choice.facts), {}).get("tiles")
-        if measured in [dict(tiles) for tiles in choice.candidates]:
-            return measured
+        for tiles in choice.candidates:
+            if plain(tiles) == measured:
+                return tiles
     return choice.candidates[0]
+
+
+def plain(tiles: Any) -> dict[str, Any]:
+    """Tiles as they are written in a table."""
+    if isinstance(tiles, Mapping):
+        return dict(tiles)
+    return dataclasses.asdict(tiles) if dataclasses.is_dataclass(tiles) else tiles._asdict()  # type: ignore[arg-type]
 
 
 def key(facts: Mapping[str, Any]) -> str:
@@ -88,13 +100,37 @@ def table(device: str) -> dict[str, Any]:
 
 @functools.cache
 def kernel_hash(op: str, implementation: str) -> str:
-    """Of the code that the best tiles may depend on: the implementation's file, and what its op shares."""
-    spec = importlib.util.find_spec(f"pallas_kernels.{op}.{implementation}")
-    if spec is None or spec.origin is None:
+    """Of the code that the best tiles may depend on: the implementation, and what of ours it imports."""
+    name = f"pallas_kernels.{op}.{implementation}"
+    if _file(name) is None:
         raise LookupError(f"{op} has no implementation {implementation!r}.")
-    package = Path(str(resources.files("pallas_kernels")))
-    shared = sorted(file for file in (package / op).glob("_*.py") if file.name != "__init__.py")
-    digest = hashlib.sha256(Path(spec.origin).read_bytes())
-    for file in (*shared, package / "compat.py"):
-        digest.update(file.read_bytes() if file.is_file() else b"")
+    found: dict[str, bytes] = {}
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        file = _file(module)
+        other = module != name and module.rpartition(".")[2] in _NOT_OF_A_KERNEL
+        if file is not None and module not in found and not other:
+            found[module] = file.read_bytes()
+            waiting += _imported(found[module])
+    digest = hashlib.sha256()
+    for _, content in sorted(found.items()):
+        digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def _imported(content: bytes) -> Iterator[str]:
+    """The modules of this package that a file may import; some are names within modules."""
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pallas_kernels"):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module; None for a package, and for what is no module but a name in one."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.submodule_search_locations is None else None

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import tuning
 from pallas_kernels.compat import default_gpu
 from pallas_kernels.packed_matmul._codes import codes
 from pallas_kernels.scaled_matmul import mosaic_gpu
+from pallas_kernels.scaled_matmul._sm90 import Tiles
 from pallas_kernels.scaled_matmul.mosaic_gpu import Shaped
 
 
@@ -42,8 +44,27 @@ def launch(
     return mosaic_gpu.launch(x, codes(w, w_zero, w_scale.shape[1]), x_scale, w_scale, **options)
 
 
-def run(x: jax.Array, w: jax.Array, x_scale: jax.Array, w_scale: jax.Array, **options: Any) -> jax.Array:
+def candidates(
+    x: Shaped, w: Shaped, x_scale: Shaped, w_scale: Shaped, *, w_zero: Shaped | None, **options: Any
+) -> tuning.Choice:
+    """Those of the product of unpacked weights: they have no zero points left."""
+    del w_zero
+    unpacked = jax.ShapeDtypeStruct((w.shape[0], 2 * w.shape[1]), jnp.int8)
+    return mosaic_gpu.candidates(x, unpacked, x_scale, w_scale, **options)
+
+
+def run(
+    x: jax.Array,
+    w: jax.Array,
+    x_scale: jax.Array,
+    w_scale: jax.Array,
+    *,
+    tiles: Tiles | None = None,
+    **options: Any,
+) -> jax.Array:
     """See the contract."""
     gpu = default_gpu()
     assert gpu is not None  # unsupported has said so
-    return launch(x, w, x_scale, w_scale, cores=gpu.cores, **options)
+    choice = candidates(x, w, x_scale, w_scale, **options)
+    chosen = tuning.pick("packed_matmul", "mosaic_gpu", choice, tiles)
+    return launch(x, w, x_scale, w_scale, cores=gpu.cores, tiles=chosen, **options)

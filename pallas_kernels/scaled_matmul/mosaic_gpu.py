@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
+from pallas_kernels import tuning
 from pallas_kernels.compat import COMPILED, Gpu, Target, default_gpu
 from pallas_kernels.scaled_matmul._sm90 import Tiles, most_stages, product
 from pallas_kernels.scaled_matmul._sm90_epilogue import PART
@@ -77,8 +78,9 @@ def misfit(
     return None
 
 
-def choose_tiles(operands: dict[str, Any], out_dtype: DTypeLike, *, cores: int) -> Tiles:
-    """The tiles that keep the most of a device busy, and of equal ones, to a percent, those that load least.
+def ranked_tiles(operands: dict[str, Any], out_dtype: DTypeLike, *, cores: int) -> list[Tiles]:
+    """All that fit; first those that keep the most of a device busy, and of equal ones, to a percent, those
+    that load least.
 
     Its blocks take tiles in waves, and the last wave is not full.
     operands: those of the kernel, or what has their shapes and dtypes.
@@ -103,8 +105,41 @@ def choose_tiles(operands: dict[str, Any], out_dtype: DTypeLike, *, cores: int) 
         for cluster in (1, 2)
         if most >= LEAST_STAGES and cluster <= cores
     ]
-    rows, columns, cluster = max(shapes, key=merit)
-    return Tiles(rows, columns, cluster, min(stages[rows, columns], MOST_STAGES))
+    return [
+        Tiles(rows, columns, cluster, min(stages[rows, columns], MOST_STAGES))
+        for rows, columns, cluster in sorted(shapes, key=merit, reverse=True)
+    ]
+
+
+def choose_tiles(operands: dict[str, Any], out_dtype: DTypeLike, *, cores: int) -> Tiles:
+    """The first of them."""
+    return ranked_tiles(operands, out_dtype, cores=cores)[0]
+
+
+def candidates(
+    x: Shaped,
+    w: Shaped,
+    x_scale: Shaped,
+    w_scale: Shaped,
+    *,
+    activation: str | None,
+    out_dtype: DTypeLike,
+    **options: Any,
+) -> tuning.Choice:
+    """All tiles that fit a product on the default device, for `tuning`."""
+    gpu = default_gpu()
+    assert gpu is not None  # unsupported has said so
+    operands = jax.eval_shape(_operands, x, w, x_scale, w_scale, **options)
+    facts = {
+        "m": x.shape[0],
+        "k": x.shape[1],
+        "n": w.shape[0],
+        "groups": w_scale.shape[1],
+        "operands": "+".join(sorted(operands)),
+        "activation": activation,
+        "out": jnp.dtype(out_dtype).name,
+    }
+    return tuning.Choice(facts, ranked_tiles(operands, out_dtype, cores=gpu.cores))
 
 
 def launch(
@@ -168,8 +203,18 @@ def _operands(
     return operands | {name: value for name, value in after.items() if value is not None}
 
 
-def run(x: jax.Array, w: jax.Array, x_scale: jax.Array, w_scale: jax.Array, **options: Any) -> jax.Array:
+def run(
+    x: jax.Array,
+    w: jax.Array,
+    x_scale: jax.Array,
+    w_scale: jax.Array,
+    *,
+    tiles: Tiles | None = None,
+    **options: Any,
+) -> jax.Array:
     """See the contract."""
     gpu = default_gpu()
     assert gpu is not None  # unsupported has said so
-    return launch(x, w, x_scale, w_scale, cores=gpu.cores, **options)
+    choice = candidates(x, w, x_scale, w_scale, **options)
+    chosen = tuning.pick("scaled_matmul", "mosaic_gpu", choice, tiles)
+    return launch(x, w, x_scale, w_scale, cores=gpu.cores, tiles=chosen, **options)

@@ -1,10 +1,13 @@
 """Tile sizes: what the caller says, else what was measured, else a heuristic."""
 
+import dataclasses
 import json
 from importlib import resources
+from typing import NamedTuple
 
 import pytest
 
+import pallas_kernels
 from pallas_kernels import tuning
 
 SMALL, LARGE, HUGE = {"bm": 64}, {"bm": 128}, {"bm": 256}
@@ -62,6 +65,40 @@ def test_a_fact_that_differs_is_another_entry(measured):
 def test_devices_are_named_as_files_are():
     assert tuning.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert tuning.device_name() == tuning.slug(tuning.device_name())
+
+
+def test_tiles_of_any_kind_are_kept_as_plain_numbers(measured):
+    class Tuple(NamedTuple):
+        bm: int
+
+    @dataclasses.dataclass(frozen=True)
+    class Class:
+        bm: int
+
+    for kind in (Tuple, Class):
+        small, large = kind(64), kind(128)
+        assert tuning.plain(large) == LARGE
+        choice = tuning.Choice(FACTS, [small, large])
+        assert pick(choice) is large
+        assert pick(choice, explicit=small) is small
+
+
+def test_a_hash_covers_what_a_kernel_imports_and_not_its_reference(tmp_path, monkeypatch):
+    """Of an op in a folder of its own, whose kernel imports a file of the op that imports another."""
+    monkeypatch.setattr(pallas_kernels, "__path__", [*pallas_kernels.__path__, str(tmp_path)])
+    (tmp_path / "toy").mkdir()
+    files = {"__init__.py": "", "reference.py": "", "_deep.py": "DEEP = 1\n"}
+    files["_body.py"] = "from pallas_kernels.toy._deep import DEEP\n"
+    files["kernel.py"] = "from pallas_kernels.toy import _body, reference\n"
+    seen = []
+    for changed in (None, "reference.py", "_deep.py", "_body.py", "kernel.py"):
+        for name, text in files.items():
+            (tmp_path / "toy" / name).write_text(text + ("# changed\n" if name == changed else ""))
+        tuning.kernel_hash.cache_clear()
+        seen.append(tuning.kernel_hash("toy", "kernel"))
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 4
+    tuning.kernel_hash.cache_clear()
 
 
 def test_another_implementation_has_another_hash():

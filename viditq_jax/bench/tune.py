@@ -78,7 +78,7 @@ def _best(
     for i, tiles in enumerate(choice.candidates):
         outcome = attempt(_with_tiles(case, module, tiles), pool)
         if isinstance(outcome, str):  # too much shared memory, say, which only the compiler knows
-            failed[json.dumps(dict(tiles))] = outcome
+            failed[json.dumps(tuning.plain(tiles))] = outcome
         else:
             works[str(i)], _ = outcome
     if len(works) == 1:
@@ -87,7 +87,7 @@ def _best(
     floats = times.pop("bfloat16")
     best = min(times, key=lambda label: times[label].median_s)
     entry = {
-        "tiles": dict(choice.candidates[int(best)]),
+        "tiles": tuning.plain(choice.candidates[int(best)]),
         "median_s": times[best].to_json()["median_s"],
         "bfloat16_median_s": floats.to_json()["median_s"],
         "heuristic_median_s": times["0"].to_json()["median_s"] if "0" in times else None,
@@ -105,7 +105,7 @@ def _whole_arguments(case: Case, encoded: Operands) -> tuple[tuple[Any, ...], di
     return bound.args, {key: value for key, value in bound.kwargs.items() if key != "implementation"}
 
 
-def _with_tiles(case: Case, module: Any, tiles: tuning.Tiles) -> Compute:
+def _with_tiles(case: Case, module: Any, tiles: Any) -> Compute:
     def compute(encoded: Operands) -> Any:
         args, options = _whole_arguments(case, encoded)
         return module.run(*args, **options, tiles=tiles)
