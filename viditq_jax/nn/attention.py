@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from viditq_jax.nn.linear import Linear, Modulated
+from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated
 
 
 def attention(
@@ -56,6 +56,6 @@ class SelfAttention(nnx.Module):
         """
         return {"proj": ("qkv", 2 * self.proj.weight.get_value().shape[1])}
 
-    def __call__(self, x: Float[Array, "b n d"] | Modulated) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"] | Modulated, after: After = NOTHING) -> Float[Array, "b n d"]:
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        return self.proj(merge_heads(attention(q, k, v)))
+        return self.proj(merge_heads(attention(q, k, v)), after)
