@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "viditq_jax.load": (
         "viditq_jax.pipeline", "viditq_jax.models", "viditq_jax.quant", "viditq_jax.checkpoint",
-        "viditq_jax.net", "viditq_jax.plugins", "converters",
+        "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.speed", "converters",
     ),
     "viditq_jax.calibrate": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
@@ -50,7 +50,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.bench": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.pipeline",
         "viditq_jax.programs", "viditq_jax.load", "viditq_jax.checkpoint", "viditq_jax.compare",
-        "viditq_jax.net", "viditq_jax.plugins", "pallas_kernels",
+        "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.speed", "pallas_kernels",
+    ),
+    "viditq_jax.speed": (
+        "viditq_jax.net", "viditq_jax.nn", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.programs",
+        "viditq_jax.pipeline", "pallas_kernels",
     ),
     "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline"),
     "viditq_jax.report": (),
