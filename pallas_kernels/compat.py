@@ -48,6 +48,14 @@ class Gpu:
     cores: int
 
 
+def default_device() -> Any:
+    """The device on which JAX places arrays by default."""
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if device is None or isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    return device
+
+
 _other: ContextVar[Gpu | None] = ContextVar("other", default=None)
 
 
@@ -68,9 +76,7 @@ def default_gpu() -> Gpu | None:
     """The device on which JAX places arrays by default, if it is an NVIDIA GPU; or that of `tracing_for`."""
     if (other := _other.get()) is not None:
         return other
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None or isinstance(device, str):
-        device = jax.local_devices(backend=device)[0]
+    device = default_device()
     if device.platform not in ("gpu", "cuda"):
         return None
     capability = str(getattr(device, "compute_capability", ""))
