@@ -45,11 +45,17 @@ class Gpu:
     cores: int
 
 
-def default_gpu() -> Gpu | None:
-    """The device on which JAX places arrays by default, if it is an NVIDIA GPU."""
+def default_device() -> Any:
+    """The device on which JAX places arrays by default."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None or isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
+    return device
+
+
+def default_gpu() -> Gpu | None:
+    """The default device, if it is an NVIDIA GPU."""
+    device = default_device()
     if device.platform not in ("gpu", "cuda"):
         return None
     capability = str(getattr(device, "compute_capability", ""))

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
 from pallas_kernels import epilogue
 
@@ -38,17 +37,13 @@ def run(
     w_zero: jax.Array | None,
     x_sum: jax.Array | None,
     w_sum: jax.Array | None,
-    bias: jax.Array | None,
-    activation: str | None,
-    residual: jax.Array | None,
-    gate: jax.Array | None,
-    out_dtype: DTypeLike,
+    **after: Any,
 ) -> jax.Array:
     """See the contract."""
     groups = w_scale.shape[1]
 
     def split(rows: jax.Array) -> jax.Array:  # [rows, columns] -> [groups, rows, columns / groups]
-        return rows.reshape(rows.shape[0], groups, -1).swapaxes(0, 1)
+        return rows.reshape(rows.shape[0], groups, rows.shape[1] // groups).swapaxes(0, 1)
 
     def sums(rows: jax.Array) -> jax.Array:  # [rows, columns] -> [rows, groups]
         return rows.reshape(rows.shape[0], groups, -1).sum(2, dtype=jnp.int32)
@@ -83,6 +78,4 @@ def run(
     else:
         start = jnp.zeros((x.shape[0], w.shape[0]), jnp.float32)
         y, _ = lax.scan(lambda y, group: (y + product(group), None), start, operands)
-    y = y * x_scale
-    y = y if bias is None else y + bias.astype(jnp.float32)
-    return epilogue.apply(y, activation, residual, gate).astype(out_dtype)
+    return epilogue.finish(y, x_scale, **after)
