@@ -14,20 +14,10 @@ from pallas_kernels import epilogue, x86
 from pallas_kernels.scaled_matmul import xla
 
 
-def unsupported(
-    x: jax.Array,
-    w: jax.Array,
-    x_scale: jax.Array,
-    w_scale: jax.Array,
-    *,
-    w_zero: jax.Array | None = None,
-    **_: Any,
-) -> str | None:
+def unsupported(x: jax.Array, w: jax.Array, x_scale: jax.Array, w_scale: jax.Array, **_: Any) -> str | None:
     """Why this product is none for the machine code, here."""
     if x.dtype != jnp.int8:
         return f"it takes int8 codes, not {x.dtype}"
-    if w_zero is not None:
-        return "it has no zero points of int8 weights, whose difference from a code needs 9 bits"
     return x86.wrong_machine() or x86.misfit(x.shape, w_scale.shape[1], w.shape[0])
 
 
@@ -38,15 +28,21 @@ def run(
     w_scale: jax.Array,
     *,
     x_zero: jax.Array | None,
-    **options: Any,
+    w_zero: jax.Array | None,
+    x_sum: jax.Array | None,
+    w_sum: jax.Array | None,
+    **after: Any,
 ) -> jax.Array:
     """See the contract."""
+    groups = w_scale.shape[1]
+    if w_zero is not None and x_sum is None:
+        x_sum = xla.sums(x, groups)
+    zeros = dict(x_zero=x_zero, w_zero=w_zero, x_sum=x_sum)
 
     def here() -> jax.Array:
-        after = {name: value for name, value in options.items() if name not in ("w_zero", "x_sum", "w_sum")}
-        return epilogue.finish(x86.product(x, w, w_scale, x_zero=x_zero), x_scale, **after)
+        return epilogue.finish(x86.product(x, w, w_scale, **zeros), x_scale, **after)
 
     def elsewhere() -> jax.Array:
-        return xla.run(x, w, x_scale, w_scale, x_zero=x_zero, **options)
+        return xla.run(x, w, x_scale, w_scale, **zeros, w_sum=w_sum, **after)
 
     return lax.platform_dependent(cpu=here, default=elsewhere)

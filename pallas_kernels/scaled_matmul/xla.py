@@ -27,6 +27,11 @@ def unsupported(*_: Any, **__: Any) -> str | None:
     return None
 
 
+def sums(rows: jax.Array, groups: int) -> jax.Array:
+    """[rows, columns] -> [rows, groups]: sums of the codes of each group."""
+    return rows.reshape(rows.shape[0], groups, rows.shape[1] // groups).sum(2, dtype=jnp.int32)
+
+
 def run(
     x: jax.Array,
     w: jax.Array,
@@ -45,17 +50,14 @@ def run(
     def split(rows: jax.Array) -> jax.Array:  # [rows, columns] -> [groups, rows, columns / groups]
         return rows.reshape(rows.shape[0], groups, rows.shape[1] // groups).swapaxes(0, 1)
 
-    def sums(rows: jax.Array) -> jax.Array:  # [rows, columns] -> [rows, groups]
-        return rows.reshape(rows.shape[0], groups, -1).sum(2, dtype=jnp.int32)
-
     operands = {"x": split(x), "w": split(w), "w_scale": split(w_scale)}
     if x_zero is not None:
         x_zero = x_zero.astype(jnp.int32)
-        w_sum = sums(w) if w_sum is None else w_sum
+        w_sum = sums(w, groups) if w_sum is None else w_sum
         w_sum = w_sum if w_zero is None else w_sum - x.shape[1] // groups * w_zero.astype(jnp.int32)
         operands["w_sum"] = split(w_sum)
     if w_zero is not None:
-        x_sum = sums(x) if x_sum is None else x_sum
+        x_sum = sums(x, groups) if x_sum is None else x_sum
         operands |= {"x_sum": split(x_sum), "w_zero": split(w_zero.astype(jnp.int32))}
 
     def product(group: dict[str, jax.Array]) -> jax.Array:

@@ -14,12 +14,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int8, UInt8
+from jaxtyping import Array, Float32, Int8, Int32, UInt8
 
 from pallas_kernels import compat
 
 CODES = 4  # that an instruction sums in one lane
-MOST_IN_A_GROUP = 32767  # codes: their sum has 22 bits
+MOST_IN_A_GROUP = 16448  # codes less zero points: their sum has 22 bits
 _FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 
@@ -89,13 +89,15 @@ def product(
     *,
     x_zero: Int8[Array, "#m 1"] | None = None,
     w_zero: Int8[Array, "#n groups"] | None = None,
+    x_sum: Int32[Array, "m groups"] | None = None,
 ) -> Float32[Array, "m n"]:
     """float32(acc[0]) * w_scale[:, 0] + float32(acc[1]) * w_scale[:, 1] + ..., as `scaled_matmul` says.
 
     w: int8, or two 4-bit codes a byte, as `pallas_kernels.packing.pack` stores them.
-    w_zero: only of 4-bit codes, in [-8, 7].
+    x_sum: sums of the codes of x over each group, which int8 codes with a w_zero need.
     """
-    (m, _), n, groups, packed = x.shape, w.shape[0], w_scale.shape[1], w.dtype == jnp.uint8
+    (m, k), n, groups, packed = x.shape, w.shape[0], w_scale.shape[1], w.dtype == jnp.uint8
+    zeros = jnp.zeros((1, 1), jnp.int32) if w_zero is None else w_zero.astype(jnp.int32)
     z = jnp.full((m,), 128, jnp.int32)
     z = z if x_zero is None else z + x_zero.astype(jnp.int32)[:, 0]
     operands = [
@@ -103,10 +105,12 @@ def product(
         ^ jnp.uint8(128),  # code + 128; XLA fuses it with what made x
         w,
         jnp.broadcast_to(w_scale, (n, groups)).T,
-        z << 23 | z,  # z * 128 and z, 16 bits each
+        z << 23 | z,  # z * 128 and z, of 16 bits each
+        jnp.broadcast_to(zeros, (n, groups)).T,
     ]
-    if packed:
-        zeros = jnp.zeros((1, 1), jnp.int32) if w_zero is None else w_zero.astype(jnp.int32)
-        operands.append(jnp.broadcast_to(zeros, (n, groups)).T)
+    if not packed:
+        total = jnp.zeros((m, groups), jnp.int32)  # what it is does not matter without zero points
+        total = total if x_sum is None else x_sum + 128 * (k // groups)
+        operands.append((total >> 7) << 16 | total & 127)
     shape = jax.ShapeDtypeStruct((m, n), jnp.float32)
     return jax.ffi.ffi_call(_target(packed), shape, vmap_method="sequential")(*operands)

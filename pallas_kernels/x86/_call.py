@@ -22,7 +22,8 @@ _CREATE_ERROR, _DESTROY_ERROR, _SCHEDULE, _NUM_THREADS = 48, 64, 136, 144
 _RESOURCE_EXHAUSTED = 8
 
 # What threads share: the operands, then these, then scratch for each.
-_NEXT, _DONE, _USERS, _SLOTS, _ITEMS, _PANELS, _ROWS, _BYTES = range(80, 144, 8)
+_OPERANDS = len(_panel.Operands._fields)
+_NEXT, _DONE, _USERS, _SLOTS, _ITEMS, _PANELS, _ROWS, _BYTES = (8 * (_OPERANDS + i) for i in range(8))
 _HEADER = 192
 ROWS_OF_AN_ITEM = 96  # at least, so that packing its panel takes little of the time
 ITEMS_OF_A_THREAD = 4  # at least, so that threads finish together
@@ -40,9 +41,9 @@ def _work(module: ir.Module, item: ir.Function) -> ir.Function:
     made.linkage = "internal"
     (shared,) = made.args
     b = ir.IRBuilder(made.append_basic_block())
-    operands = [load(b, shared, of, 8 * i) for i, of in enumerate(item.ftype.args[:10])]
+    operands = [load(b, shared, of, 8 * i) for i, of in enumerate(item.ftype.args[:_OPERANDS])]
     items, panels, rows, size = (load(b, shared, LONG, field) for field in (_ITEMS, _PANELS, _ROWS, _BYTES))
-    m = operands[6]
+    m = operands[7]
     slot = _count(b, shared, _SLOTS, 1)
     scratch = at(b, shared, b.add(long(_HEADER), b.mul(slot, size)))
     take, do, end = (b.append_basic_block(name) for name in ("take", "do", "end"))
@@ -91,7 +92,7 @@ def _api(b: ir.IRBuilder, api: ir.Value, function: int, *fields: Any) -> ir.Valu
 def module(*, packed: bool) -> ir.Module:
     """The module whose function `call` is the handler of the custom call.
 
-    Its operands are those of `_panel.Operands` down to w_zero, which comes only with packed codes.
+    Its operands are those of `_panel.Operands`; x_sum comes only with int8 codes.
     """
     made = ir.Module("vnni")
     item = _tile.function(made, packed=packed)
@@ -112,8 +113,8 @@ def module(*, packed: bool) -> ir.Module:
         b.ret(null)
 
     arguments, results = (load(b, frame, POINTER, field) for field in (_ARGUMENTS, _RESULTS))
-    buffers = [load(b, arguments, POINTER, 8 * i) for i in range(5 if packed else 4)]
-    buffers = buffers if packed else [*buffers, buffers[-1]]
+    buffers = [load(b, arguments, POINTER, 8 * i) for i in range(5 if packed else 6)]
+    buffers = [*buffers, buffers[-1]] if packed else buffers
     data = [load(b, buffer, POINTER, _DATA) for buffer in buffers]
     y = load(b, load(b, results, POINTER), POINTER, _DATA)
     (m, k), (groups, n) = (

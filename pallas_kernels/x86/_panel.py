@@ -1,15 +1,16 @@
 """A panel of w, packed: COLUMNS rows of w, which are columns of the result, as vpdpbusd wants their codes.
 
 It is packed once and then serves many rows of x. For each 4 inputs it has VECTORS registers of 16 columns by
-4 codes. After the codes come, for each group of inputs, a word and a scale of each column.
+4 codes. After the codes come, for each group of inputs, two words and a scale of each column.
 
-vpdpbusd multiplies unsigned by signed, so x comes as code + 128. With z = 128 + x_zero, a sum over a group is
+vpdpbusd multiplies unsigned by signed, so x comes as u = x + 128. With z = x_zero + 128, the sum of a group:
 
-    acc[g] = (x + 128)[group g] @ w[group g].T - z * sum(w[group g])
+    acc[g] = u[group g] @ w[group g].T - z * sum((w - w_zero)[group g]) - sum(u[group g]) * w_zero[group g]
 
-and the second term is one instruction: vpdpwssd adds two products of int16, and z * 128 * (s >> 7)
-+ z * (s & 127) is z * s for every s of 22 bits. So the word of a column is (s >> 7, s & 127) of
-s = -sum(w[group g]).
+and a product of a sum and a zero point is one instruction: vpdpwssd adds two products of int16, and (s >> 7)
+* (z * 128) + (s & 127) * z is s * z for every s of 22 bits. Such pairs of int16 are the words: of a sum,
+(s >> 7, s & 127); of a zero point, (z * 128, z). 4-bit codes lose their zero points while they are packed,
+which leaves no third term.
 """
 
 from typing import NamedTuple
@@ -19,10 +20,11 @@ from llvmlite import ir
 from pallas_kernels.x86 import _ir
 from pallas_kernels.x86._ir import FLOATS, INT, INTS, LANES, at, constant, long
 
-VECTORS = 3
+VECTORS = 4
 COLUMNS = VECTORS * LANES
 REGISTER = 4 * LANES  # bytes
 STEP = VECTORS * REGISTER  # bytes of a panel for 4 inputs, or for one number of each column
+NUMBERS = 3  # words and scales of a column and a group
 BYTES = ir.VectorType(ir.IntType(8), REGISTER)
 NOTHING = ir.Constant(INTS, None)
 
@@ -30,11 +32,12 @@ NOTHING = ir.Constant(INTS, None)
 class Operands(NamedTuple):
     """Where the operands are, and their sizes."""
 
-    x: ir.Value  # uint8 [m, k]: code + 128
+    x: ir.Value  # uint8 [m, k]: u
     w: ir.Value  # int8 [n, k], or two 4-bit codes a byte, [n, k / 2]
     w_scale: ir.Value  # float32 [groups, n]
-    x_zero: ir.Value  # int32 [m]: z * 128 in the high half, z in the low half
-    w_zero: ir.Value  # int32 [groups, n], read only with 4-bit codes
+    x_zero: ir.Value  # int32 [m]: word of z
+    w_zero: ir.Value  # int32 [groups, n]
+    x_sum: ir.Value  # int32 [m, groups]: word of sum(u[group g]); not read with 4-bit codes
     y: ir.Value  # float32 [m, n]
     m: ir.Value
     n: ir.Value
@@ -50,7 +53,7 @@ def column_words(b: ir.IRBuilder, o: Operands, panel: ir.Value | int) -> ir.Valu
 def size(b: ir.IRBuilder, o: Operands) -> ir.Value:
     """Of a panel, in bytes, whole registers."""
     codes = b.mul(b.add(o.k, long(REGISTER)), long(COLUMNS))
-    return b.add(codes, b.mul(o.groups, long(2 * STEP)))
+    return b.add(codes, b.mul(o.groups, long(NUMBERS * STEP)))
 
 
 def dot_bytes(b: ir.IRBuilder, acc: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
@@ -122,6 +125,11 @@ def _codes(b: ir.IRBuilder, rows: list[ir.Value], chunk: _Chunk) -> list[ir.Valu
     return _transposed(b, [b.bitcast(row, INTS) for row in wide])
 
 
+def _pair(b: ir.IRBuilder, total: ir.Value) -> ir.Value:
+    high = b.shl(b.ashr(total, constant(7)), constant(16))
+    return b.or_(high, b.and_(total, constant(127)))
+
+
 def pack(b: ir.IRBuilder, o: Operands, panel: ir.Value, column: ir.Value, *, packed: bool) -> None:
     """Fill a panel from a column on. Columns past n repeat the last one.
 
@@ -140,10 +148,9 @@ def pack(b: ir.IRBuilder, o: Operands, panel: ir.Value, column: ir.Value, *, pac
             start = b.mul(g, in_group)
             stop = b.add(start, in_group)
             of_columns = b.mul(b.add(b.mul(g, o.n), first), long(4))
-            zero, zeros = NOTHING, ir.Constant(BYTES, None)
+            zero, zeros = _ir.masked_load(b, at(b, o.w_zero, of_columns), INTS, there), NOTHING
             if packed:
-                zero = _ir.masked_load(b, at(b, o.w_zero, of_columns), INTS, there)
-                zeros = b.bitcast(b.mul(b.and_(zero, constant(255)), constant(0x01010101)), BYTES)
+                zeros = b.mul(b.and_(zero, constant(255)), constant(0x01010101))
 
             def of_chunk(_: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
                 position, total = carried
@@ -151,17 +158,20 @@ def pack(b: ir.IRBuilder, o: Operands, panel: ir.Value, column: ir.Value, *, pac
                 target = at(b, panel, b.add(b.mul(position, long(COLUMNS)), here))
                 for i, codes in enumerate(_codes(b, rows, chunk)):
                     total = dot_bytes(b, total, constant(0x01010101), codes)
-                    codes = b.bitcast(b.sub(b.bitcast(codes, BYTES), zeros), INTS)
+                    if packed:
+                        codes = b.bitcast(b.sub(b.bitcast(codes, BYTES), b.bitcast(zeros, BYTES)), INTS)
                     _ir.store(b, codes, target, i * STEP)
                 return [b.add(position, chunk.length), total]
 
             chunks = _chunks(b, start, stop, half)
             _, total = _ir.loop(b, long(0), chunks, long(1), of_chunk, [start, NOTHING])
             negative = b.sub(b.mul(zero, _ir.splat(b, b.trunc(in_group, INT))), total)
-            high = b.shl(b.ashr(negative, constant(7)), constant(16))
-            group = at(b, words, b.add(b.mul(g, long(2 * STEP)), here))
-            _ir.store(b, b.or_(high, b.and_(negative, constant(127))), group)
-            _ir.store(b, _ir.masked_load(b, at(b, o.w_scale, of_columns), FLOATS, there), group, STEP)
+            minus = b.sub(NOTHING, zero)
+            group = at(b, words, b.add(b.mul(g, long(NUMBERS * STEP)), here))
+            _ir.store(b, _pair(b, negative), group)
+            word = b.or_(b.shl(minus, constant(23)), b.and_(minus, constant(65535)))
+            _ir.store(b, word, group, STEP)
+            _ir.store(b, _ir.masked_load(b, at(b, o.w_scale, of_columns), FLOATS, there), group, 2 * STEP)
             return []
 
         return _ir.loop(b, long(0), o.groups, long(1), of_group)
