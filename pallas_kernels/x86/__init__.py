@@ -4,13 +4,15 @@ XLA:CPU of jax 0.10 does not use these instructions. `_ir.py` is how LLVM IR is 
 `_tile.py` compute columns of a product; `_call.py` is what XLA calls, and shares them among its threads.
 llvmlite compiles that once a process, in 0.2 s for each kind of codes.
 
-The custom call has no place in a file: `jax.export` refuses it for "cpu". Export with implementation="xla".
+What XLA cannot do with a custom call: `jax.export` refuses it for "cpu", so export with implementation="xla";
+and over a mesh of CPUs `jit` gathers its operands, so give each device its rows by `jax.shard_map`.
 """
 
 import functools
 import importlib.util
 import platform
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from pallas_kernels import compat
 
 CODES = 4  # that an instruction sums in one lane
 MOST_IN_A_GROUP = 16448  # codes less zero points: their sum has 22 bits
+_one_at_a_time = threading.Lock()
 _FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 
@@ -74,9 +77,14 @@ def functions(*, packed: bool) -> dict[str, int]:
     return found
 
 
-@functools.cache
 def _target(packed: bool) -> str:
     """The name under which XLA knows the custom call."""
+    with _one_at_a_time:  # threads may trace programs side by side, and a name is registered once
+        return _registered(packed)
+
+
+@functools.cache
+def _registered(packed: bool) -> str:
     name = "pallas_kernels_x86_int4" if packed else "pallas_kernels_x86_int8"
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(functions(packed=packed)["call"]), platform="cpu")
     return name
