@@ -59,6 +59,11 @@ def default_device() -> Any:
 _other: ContextVar[Gpu | None] = ContextVar("other", default=None)
 
 
+def for_cpu() -> bool:
+    """Whether programs traced now are for the CPU."""
+    return _other.get() is None and default_device().platform == "cpu"
+
+
 @contextmanager
 def tracing_for(gpu: Gpu) -> Iterator[None]:
     """What is traced inside, to be exported or compiled elsewhere, is for this GPU, which need not be here.

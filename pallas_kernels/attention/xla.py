@@ -25,7 +25,7 @@ def unsupported(*_: Any, **__: Any) -> str | None:
 
 def most_bytes() -> int:
     """Of the scores of one turn."""
-    return 2**22 if compat.default_device().platform == "cpu" else 2**28
+    return 2**22 if compat.for_cpu() else 2**28
 
 
 def run(
