@@ -10,6 +10,8 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+import jax
+
 from pallas_kernels import measured
 
 REFERENCE = "reference"
@@ -45,7 +47,7 @@ def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
         reasons = explain(op, *args, **kwargs)
         if fitting := [name for name, reason in reasons.items() if reason is None]:
             name = measured.fastest(op, args, fitting) or fitting[0]
-            return _module(op, name).run(*args, **kwargs)
+            return _run(op, name, args, kwargs)
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise UnsupportedError(f"no implementation of {op} can compute this: {listed}.")
     known = [*implementations(op), REFERENCE]
@@ -54,7 +56,12 @@ def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     module = _module(op, implementation)
     if implementation != REFERENCE and (reason := module.unsupported(*args, **kwargs)) is not None:
         raise UnsupportedError(f"{op}: implementation {implementation!r} was asked for, but {reason}.")
-    return module.run(*args, **kwargs)
+    return _run(op, implementation, args, kwargs)
+
+
+def _run(op: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with jax.named_scope(op):  # a profile tells by it what an operation is of
+        return _module(op, name).run(*args, **kwargs)
 
 
 def _module(op: str, name: str) -> ModuleType:

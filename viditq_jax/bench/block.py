@@ -12,6 +12,7 @@ from viditq_jax.bench import models
 from viditq_jax.bench.models import Workload
 from viditq_jax.bench.ops import nbytes
 from viditq_jax.bench.pipelines import float_dtypes, ideal, memory, row_of
+from viditq_jax.bench.profile import shares
 from viditq_jax.bench.timing import Work, interleaved
 from viditq_jax.net import Net
 from viditq_jax.quant.recipe import load_recipe
@@ -36,7 +37,8 @@ def bench_block(
 
     On a CPU recipes are timed with float32 around the integer products as well as with bfloat16.
     """
-    works, extra = {}, {}
+    works: dict[str, Work] = {}
+    extra: dict[str, dict[str, Any]] = {}
     net = models.float_pipeline(WORKLOAD, jnp.bfloat16).denoiser
     nets = {"bfloat16": net, **{name: models.quantized(net, load_recipe(name)) for name in recipes}}
     for dtype in float_dtypes():
@@ -46,6 +48,7 @@ def bench_block(
             cast = each.astype(jnp.dtype(dtype))
             works[label], compiled = _work(cast, given)
             extra[label] = {"parameter_bytes": _block_bytes(cast), **memory(compiled)}
+            extra[label]["profile"] = shares(works[label].launch, compiled)
     flop = models.step_flop(net, models.config_of(WORKLOAD, depth=1), 1)
     found, left_out = rivals(net, inputs("bfloat16")) if rivals else ({}, {})
     works |= {name: Work(launch) for name, launch in found.items()}

@@ -22,6 +22,7 @@ from viditq_jax.bench import models
 from viditq_jax.bench.device import on_cpu
 from viditq_jax.bench.models import Flop, Workload, step_flop
 from viditq_jax.bench.ops import baseline, nbytes, ratios
+from viditq_jax.bench.profile import shares
 from viditq_jax.bench.timing import Timing, Work, interleaved
 from viditq_jax.load import config_from_json
 from viditq_jax.net import Net
@@ -63,7 +64,8 @@ def bench_workload(
 
     parts: "step", one call of the denoiser; "loop", noise to latents; "pictures", noise to pixels, of models
     that have a decoder. samples, seconds: of a part, as `interleaved` has them. A step also has the share of
-    the ideal that it reaches: its products at the rates of large ones, and nothing else.
+    the ideal that it reaches: its products at the rates of large ones, and nothing else; and where its time
+    goes.
     """
     pipelines = {name: variant(workload, name) for name in (*float_dtypes(), *recipes)}
     rows = []
@@ -78,6 +80,7 @@ def bench_workload(
             row |= {"parameter_bytes": nbytes(pipeline.denoiser.params), **memory(built[name][1])}
             if part == "step":
                 row |= ideal(name, times[name], _flop(pipeline, workload), ceilings)
+                row["profile"] = shares(works[name].launch, built[name][1])
             else:
                 row["images_per_second"] = float(f"{workload.batch / times[name].median_s:.4g}")
             rows.append(row)
