@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from viditq_jax import calibrate, load_pipeline, load_recipe
 from viditq_jax.checkpoint import versions
@@ -27,12 +28,15 @@ from viditq_jax.pipeline import Pipeline
 
 
 def random_net(net: Net, seed: int, dtype: Any) -> Net:
-    """An abstract Net with random values; the same seed gives the same."""
-    key, count = jax.random.key(seed), iter(range(10**6))
+    """An abstract Net with random values; the same seed gives the same.
+
+    Drawn by NumPy: a program for each shape would take longer to compile than to draw its numbers.
+    """
+    rng = np.random.default_rng(seed)
 
     def draw(_: str, variable: Any) -> jax.Array:
-        values = jax.random.normal(jax.random.fold_in(key, next(count)), variable.get_value().shape, dtype)
-        return 0.03 * values
+        values = 0.03 * rng.standard_normal(variable.get_value().shape, np.float32)
+        return jnp.asarray(values.astype(dtype))
 
     return net.map_variables(draw)
 

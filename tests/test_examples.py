@@ -1,5 +1,6 @@
 """The examples run, and what they promise holds on the packaged model."""
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from viditq_jax.models import dit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -81,10 +84,13 @@ def test_a_small_calibration_goes_the_way_of_the_full_sizes(tmp_path: Path) -> N
     assert record["prompts_of_this_run"] == 1
 
 
-def test_a_small_published_shape_goes_the_way_of_the_full_sizes(tmp_path: Path) -> None:
+def test_two_blocks_of_a_published_shape_go_the_way_of_the_full_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages = load("02_full_size.py")
     name = "dit-s-8-256"
+    monkeypatch.setitem(dit.CONFIGS, name, dataclasses.replace(dit.CONFIGS[name], depth=2))
     records = {stage: stages[stage](name, tmp_path) for stage in stages["STAGES"]}
-    assert records["quantize"]["layers"] == 12 * 4
+    assert records["quantize"]["layers"] == 2 * 4
     assert records["quantize"]["ratio"] == pytest.approx(0.5, abs=0.01)
     assert records["step"]["finite"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +15,9 @@ import sentencepiece
 from viditq_jax.models import autoencoder_kl, pixart, t5
 from viditq_jax.net import Net, abstract
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.quant.apply import quantize
+from viditq_jax.quant.recipe import Recipe
+from viditq_jax.quant.stats import Stats
 
 CORPUS = [
     "a red apple",
@@ -44,7 +47,7 @@ def spiece_model(lines: list[str] = CORPUS, vocab_size: int = 60) -> bytes:
         return Path(folder, "spiece.model").read_bytes()
 
 
-def randomized(net: Net, seed: int) -> Net:
+def randomized(net: Net, seed: int, dtype: Any = jnp.float32) -> Net:
     """The net, which may be abstract, with every value drawn anew: no zero-initialised gate hides a fault."""
     rng = np.random.default_rng(seed)
 
@@ -52,18 +55,20 @@ def randomized(net: Net, seed: int) -> Net:
         shape = variable.get_value().shape
         noise = rng.standard_normal(shape, np.float32)
         if len(shape) == 1:
-            return jnp.asarray(0.1 * noise + (1 if "norm" in name and name.endswith("weight") else 0))
+            offset = 1 if "norm" in name and name.endswith("weight") else 0
+            return jnp.asarray((0.1 * noise + offset).astype(dtype))
         fan_in = math.prod(shape) // (shape[-1] if name.endswith("kernel") else shape[0])
-        return jnp.asarray(noise / fan_in**0.5)
+        return jnp.asarray((noise / fan_in**0.5).astype(dtype))
 
     return net.map_variables(draw)
 
 
 @cache
-def pipeline(dtype: Any = jnp.float32) -> Pipeline:
-    """The same pipeline each time; never changed in place."""
+def pipeline(dtype: Any = jnp.float32, depth: int = PIXART.depth) -> Pipeline:
+    """The same pipeline each time; never changed in place. One block compiles faster where one tells all."""
+    config = dataclasses.replace(PIXART, depth=depth)
     facts = {
-        "denoiser": {"model": "pixart", "config": dataclasses.asdict(PIXART)},
+        "denoiser": {"model": "pixart", "config": dataclasses.asdict(config)},
         "decoder": {"model": "autoencoder_kl", "config": dataclasses.asdict(VAE)},
         "text_encoder": {"model": "t5", "config": dataclasses.asdict(T5)},
         "tokenizer": {"file": "tokenizer/spiece.model", "max_length": 12},
@@ -72,12 +77,39 @@ def pipeline(dtype: Any = jnp.float32) -> Pipeline:
         "conditions": {"kind": "prompt", "clean_caption": True},
         "image_size": [16, 16],
         "source": {"denoiser": {"format": "original", "file": "tiny.pth"}},
-        "dtype": "float32",
+        "dtype": jnp.dtype(dtype).name,
     }
     return Pipeline(
         facts=facts,
-        denoiser=randomized(abstract(pixart.build, PIXART), 1),
-        decoder=randomized(abstract(autoencoder_kl.build, VAE), 2),
-        text_encoder=randomized(abstract(t5.build, T5), 3),
+        denoiser=randomized(abstract(pixart.build, config), 1, dtype),
+        decoder=randomized(abstract(autoencoder_kl.build, VAE), 2, dtype),
+        text_encoder=randomized(abstract(t5.build, T5), 3, dtype),
         files={"tokenizer/spiece.model": spiece_model()},
-    ).astype(dtype)
+    )
+
+
+def quantized(pipeline: Pipeline, recipe: Recipe, stats: Stats | None = None) -> Pipeline:
+    """`Pipeline.quantized` without its record of each layer, as one program: much less to compile."""
+    small = _quantize(pipeline.denoiser, stats, recipe=recipe)
+    return dataclasses.replace(pipeline, denoiser=small, recipe=recipe)
+
+
+def assert_same(found: Pipeline, wanted: Pipeline) -> None:
+    """Equal arrays in equal structures and equal plans: all that programs are given, so equal pictures.
+
+    To compare these pictures costs much more: arrays that were loaded compile every program again.
+    """
+    assert found.plan() == wanted.plan()
+    assert (found.recipe, found.guidance, found.files) == (wanted.recipe, wanted.guidance, wanted.files)
+    np.testing.assert_array_equal(found.correction(4), wanted.correction(4))
+    assert found.nets().keys() == wanted.nets().keys()
+    for name, net in wanted.nets().items():
+        assert jax.tree.structure(found.nets()[name]) == jax.tree.structure(net)
+        for a, b in zip(jax.tree.leaves(found.nets()[name]), jax.tree.leaves(net), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _quantize(net: Net, stats: Stats | None, *, recipe: Recipe) -> Net:
+    return quantize(net, recipe, stats)

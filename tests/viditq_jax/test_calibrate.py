@@ -3,8 +3,8 @@
 import dataclasses
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,22 +36,31 @@ def by_hand(pipeline: Pipeline, prompts: list[str], seed: int, bounds: tuple[int
     sampler, net = pipeline.sampler, pipeline.denoiser
     memory, table = sampler.init(x), jax.tree.map(jnp.asarray, rows(sampler, pipeline.steps))
     stats = {path: LayerStats.empty(w.shape[1], len(bounds) + 1) for path, w in net.weights().items()}
+
+    @jax.jit  # one step; the loop, the ranges and the first step are told from here
+    def step(net: Net, stats: Stats, x: jax.Array, memory: Any, row: Any, r: int, initial: bool) -> Any:
+        def predict(net: Net) -> jax.Array:
+            model = guided_model(net, call, pipeline.guidance, prompt)
+            return model(x, jnp.full(len(prompts), row["t"]), row["i"])
+
+        out, stats = observe(net, predict, stats, r=r, initial=initial)
+        return *sampler.step(x, out, row, memory, keys), stats
+
     texts = np.array(conditions["y"])
     for text, mask in zip(texts, np.asarray(conditions["mask"]), strict=True):
         text[:] = np.resize(text[mask], text.shape)  # real tokens alone, over and over
     real = {**conditions, "y": jnp.asarray(texts)}
-    _, stats = observe(net, lambda net: encode_prompt(net, real), stats, r=slice(None), initial=True)
-    prompt = encode_prompt(net, conditions)
 
-    def predict(x: jax.Array, row: dict[str, jax.Array], net: Net) -> jax.Array:
-        model = guided_model(net, call, pipeline.guidance, prompt)
-        return model(x, jnp.full(len(prompts), row["t"]), row["i"])
+    @jax.jit
+    def look_at_prompt(net: Net, stats: Stats) -> tuple[Any, Stats]:
+        _, stats = observe(net, lambda net: encode_prompt(net, real), stats, r=slice(None), initial=True)
+        return encode_prompt(net, conditions), stats
 
+    prompt, stats = look_at_prompt(net, stats)
     for i in range(pipeline.steps):
         row = {name: column[i] for name, column in table.items()}
         r = sum(float(row["t"]) >= bound for bound in bounds)
-        out, stats = observe(net, partial(predict, x, row), stats, r=r, initial=i == 0)
-        x, memory = sampler.step(x, out, row, memory, keys)
+        x, memory, stats = step(net, stats, x, memory, row, r, i == 0)
     return stats
 
 
@@ -67,7 +76,7 @@ def assert_close(a: Stats, b: Stats) -> None:
 
 
 def test_statistics_are_those_of_all_steps_of_the_trajectory() -> None:
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     stats, wanted = calibrate(pipeline, PROMPTS, STATIC, seed=3), by_hand(pipeline, PROMPTS, 3)
     assert set(stats) == set(pipeline.denoiser.weights())
     assert_close(stats, wanted)
@@ -75,7 +84,7 @@ def test_statistics_are_those_of_all_steps_of_the_trajectory() -> None:
 
 def test_each_denoising_range_has_its_own_statistics() -> None:
     """The three steps of this pipeline have times above, between and below the bounds."""
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     per_range = Recipe(
         (Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range")),), ranges=(400, 700)
     )
@@ -89,11 +98,11 @@ def test_each_denoising_range_has_its_own_statistics() -> None:
 def test_a_range_without_a_step_is_refused() -> None:
     rule = Rule(("*",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range"))
     with pytest.raises(ValueError, match=r"1 steps of this sampler have no time in the ranges \[0\]"):
-        calibrate(tiny.pipeline(), PROMPTS, Recipe((rule,), ranges=(400,)), steps=1)
+        calibrate(tiny.pipeline(depth=1), PROMPTS, Recipe((rule,), ranges=(400,)), steps=1)
 
 
 def test_a_calibration_that_was_cut_short_goes_on_with_the_same_result(tmp_path: Path) -> None:
-    pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
+    pipeline, file = tiny.pipeline(depth=1), tmp_path / "stats.safetensors"
     whole = calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=1)
 
     class CutShortError(Exception):
@@ -115,10 +124,10 @@ def test_a_calibration_that_was_cut_short_goes_on_with_the_same_result(tmp_path:
 
 def test_a_calibration_that_was_killed_goes_on_with_the_same_result(tmp_path: Path) -> None:
     """SIGKILL, at any moment after the first batch; nothing but the statistics is left."""
-    file, pipeline = tmp_path / "stats.safetensors", tiny.pipeline()
+    file, pipeline = tmp_path / "stats.safetensors", tiny.pipeline(depth=1)
     script = (
         "from pathlib import Path; from tests import tiny; from viditq_jax import calibrate, load_recipe\n"
-        f"calibrate(tiny.pipeline(), {PROMPTS * 4}, load_recipe('naive-static-w8a8'), seed=3, batch=1,"
+        f"calibrate(tiny.pipeline(depth=1), {PROMPTS * 4}, load_recipe('naive-static-w8a8'), seed=3, batch=1,"
         f" file=Path({str(file)!r}), advance=lambda n: print(n, flush=True))"
     )
     run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -140,7 +149,7 @@ def test_a_calibration_that_was_killed_goes_on_with_the_same_result(tmp_path: Pa
 def test_statistics_that_were_cut_short_or_are_of_another_model_are_not_quantized_with(
     tmp_path: Path,
 ) -> None:
-    pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
+    pipeline, file = tiny.pipeline(depth=1), tmp_path / "stats.safetensors"
     calibrate(pipeline, PROMPTS[:1], STATIC, file=file)
     facts = load_stats(file)[1]
     check_stats_file(facts, pipeline, STATIC)
@@ -152,7 +161,7 @@ def test_statistics_that_were_cut_short_or_are_of_another_model_are_not_quantize
 
 
 def test_an_impossible_recipe_is_refused_before_the_model_runs() -> None:
-    pipeline = dataclasses.replace(tiny.pipeline(), text_encoder=None)  # which could not run
+    pipeline = dataclasses.replace(tiny.pipeline(depth=1), text_encoder=None)  # which could not run
     steps = ("hadamard", "balance:alpha=0.5")
     wrong = Rule(("blocks/*",), Spec.parse("int8/channel"), Spec.parse("int8/token"), prepare=steps)
     with pytest.raises(ValueError, match="balance needs the statistics of its inputs; put it before"):
@@ -160,7 +169,7 @@ def test_an_impossible_recipe_is_refused_before_the_model_runs() -> None:
 
 
 def test_a_file_of_another_run_or_none_is_refused(tmp_path: Path) -> None:
-    pipeline, file = tiny.pipeline(), tmp_path / "stats.safetensors"
+    pipeline, file = tiny.pipeline(depth=1), tmp_path / "stats.safetensors"
     calibrate(pipeline, PROMPTS[:1], STATIC, seed=3, file=file)
     with pytest.raises(ValueError, match="another conditions, seed"):
         calibrate(pipeline, PROMPTS[:2], STATIC, seed=4, file=file)
@@ -170,7 +179,7 @@ def test_a_file_of_another_run_or_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_statistics_of_a_net_serve_the_recipe_that_asked_for_them_alone() -> None:
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     stats = calibrate(pipeline, PROMPTS[:1], STATIC)
     gptq = Recipe((Rule(("blocks/*",), Spec.parse("int4/channel"), rounding="gptq"),))
     with pytest.raises(RecipeError, match=r"blocks/0/attn/qkv: no Gram matrix"):
@@ -180,7 +189,7 @@ def test_statistics_of_a_net_serve_the_recipe_that_asked_for_them_alone() -> Non
 def test_batches_merge_to_the_statistics_of_all() -> None:
     """The last batch once won (D4); a last batch that is smaller counts like the others."""
     finished: list[int] = []
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     assert_close(
         calibrate(pipeline, PROMPTS, STATIC, seed=3, batch=2, advance=finished.append),
         calibrate(pipeline, PROMPTS, STATIC, seed=3),
@@ -190,14 +199,14 @@ def test_batches_merge_to_the_statistics_of_all() -> None:
 
 def test_the_last_step_alone_would_give_other_statistics() -> None:
     """So the tests above can tell whether all steps count."""
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     three, one = (calibrate(pipeline, PROMPTS[:1], STATIC, seed=3, steps=steps) for steps in (3, 1))
     assert np.any(np.asarray(three["blocks/0/mlp/fc1"].high) > np.asarray(one["blocks/0/mlp/fc1"].high))
     assert int(three["blocks/0/mlp/fc1"].count[0]) == 3 * int(one["blocks/0/mlp/fc1"].count[0])
 
 
 def test_a_quantized_pipeline_and_a_recipe_that_does_not_fit_are_refused() -> None:
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     with pytest.raises(ValueError, match="statistics are of the float model"):
         calibrate(pipeline.quantized(load_recipe("w8a8-dynamic")), PROMPTS, STATIC)
     with pytest.raises(RecipeError, match="nowhere matches none"):
@@ -206,9 +215,9 @@ def test_a_quantized_pipeline_and_a_recipe_that_does_not_fit_are_refused() -> No
 
 def test_a_model_that_gives_nan_is_refused_and_the_layer_named() -> None:
     """A static scale made of NaN would make every output NaN."""
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     broken = pipeline.denoiser.map_weights(
-        lambda path, weight: weight.at[0, 0].set(jnp.nan) if path == "blocks/1/mlp/fc1" else weight
+        lambda path, weight: weight.at[0, 0].set(jnp.nan) if path == "blocks/0/mlp/fc1" else weight
     )
-    with pytest.raises(ValueError, match=r"^2 layers .*: blocks/1/mlp/fc2, final_layer"):
+    with pytest.raises(ValueError, match=r"^2 layers .*: blocks/0/mlp/fc2, final_layer"):
         calibrate(dataclasses.replace(pipeline, denoiser=broken), PROMPTS[:1], STATIC, steps=1)

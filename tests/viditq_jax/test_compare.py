@@ -1,8 +1,7 @@
 """A comparison of recipes on the tiny pipeline: its records, its pictures, and going on after a kill."""
 
-import dataclasses
 import json
-from functools import cache
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,13 @@ from tests import tiny
 from viditq_jax import compare
 from viditq_jax.cli import main
 from viditq_jax.compare import compare_recipes, packaged_recipes, result_rows
+from viditq_jax.conditions import packaged_prompts
 from viditq_jax.evaluate import evaluate
-from viditq_jax.models import pixart
-from viditq_jax.net import abstract
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.recipe import RecipeError
 from viditq_jax.report import write_report
 
-SMALL = dataclasses.replace(tiny.PIXART, depth=1)
-PROMPTS = ["a red apple", "gold", "cat face"]
+PROMPTS = packaged_prompts()[:3]
 COARSE = {
     "name": "coarse",
     "rules": [{"match": "blocks/*", "weight": "int4/channel", "act": "int8/tensor/static"}],
@@ -27,12 +24,12 @@ COARSE = {
 MISFIT = {"name": "misfit", "rules": [{"match": "nothing/*", "weight": "int8/channel"}]}
 
 
-@cache
 def pipeline() -> Pipeline:
-    """One block: every variant compiles its own programs."""
-    facts = {**tiny.pipeline().facts, "denoiser": {"model": "pixart", "config": dataclasses.asdict(SMALL)}}
-    net = tiny.randomized(abstract(pixart.build, SMALL), 1)
-    return dataclasses.replace(tiny.pipeline(), facts=facts, denoiser=net)
+    """One block, and one batch size in this file: each variant and each batch size compiles its own programs.
+
+    Smaller last batches are tested where they are made: in generate, trajectory and calibrate.
+    """
+    return tiny.pipeline(depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("run")
-    return out, compare_recipes(pipeline(), [files["coarse"]], PROMPTS, out, title="tiny", batch=2)
+    return out, compare_recipes(pipeline(), [files["coarse"]], PROMPTS, out, title="tiny", batch=3)
 
 
 def test_every_recipe_is_measured_on_both_models_after_the_reference(run: tuple[Path, dict]) -> None:
@@ -107,7 +104,7 @@ def test_a_finished_variant_is_not_made_again_and_a_missing_one_is(
 
     monkeypatch.setattr(compare, "quantize_pipeline", counted)
     (out / "results/stressed/coarse.json").unlink()
-    again = compare_recipes(pipeline(), [files["coarse"]], PROMPTS, out, title="tiny", batch=2)
+    again = compare_recipes(pipeline(), [files["coarse"]], PROMPTS, out, title="tiny", batch=3)
     assert made == ["coarse"]
     assert again["variants"]["tiny/coarse"] == records["variants"]["tiny/coarse"]
     for name in ("psnr_db", "ssim", "latent_rel_l2", "drift", "layers"):
@@ -117,7 +114,7 @@ def test_a_finished_variant_is_not_made_again_and_a_missing_one_is(
 def test_other_settings_do_not_pass_for_finished(run: tuple[Path, dict], files: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="made with another seed"):
         compare_recipes(
-            pipeline(), [files["coarse"]], PROMPTS, run[0], title="tiny", stressed=False, seed=1, batch=2
+            pipeline(), [files["coarse"]], PROMPTS, run[0], title="tiny", stressed=False, seed=1, batch=3
         )
 
 
@@ -126,7 +123,7 @@ def test_what_does_not_fit_is_refused_or_noted(files: dict[str, str], tmp_path: 
         compare_recipes(pipeline(), [files["misfit"]], PROMPTS, tmp_path)
     assert list(tmp_path.iterdir()) == []
     records = compare_recipes(
-        pipeline(), [files["misfit"]], PROMPTS[:1], tmp_path, stressed=False, skip_misfits=True
+        pipeline(), [files["misfit"]], PROMPTS, tmp_path, stressed=False, skip_misfits=True
     )
     assert list(records["variants"]) == ["default/float"]
     assert "nothing/*" in records["skipped"]["misfit"]
@@ -141,13 +138,16 @@ def test_all_packaged_recipes_are_found_with_the_reference_first() -> None:
 
 
 def test_the_command_line_compares_records_reports_and_fails_under_a_threshold(
-    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: tuple[Path, dict], files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It asks for what the run above holds and makes nothing anew: weights, prompts, seed and batch agree."""
     pipeline().save(tmp_path / "tiny")
-    out, record = tmp_path / "run", tmp_path / "rows.json"
-    arguments = ["evaluate", "--model", str(tmp_path / "tiny"), "--recipes", files["coarse"], "--count", "2"]
+    out, record = shutil.copytree(run[0], tmp_path / "run"), tmp_path / "rows.json"
+    made = {file: file.stat().st_mtime_ns for file in out.glob("*/tiny/**/*") if file.is_file()}
+    arguments = ["evaluate", "--model", str(tmp_path / "tiny"), "--recipes", files["coarse"], "--count", "3"]
     assert main([*arguments, "--out", str(out), "--record", str(record), "--no-stress"]) == 0
     assert "coarse" in capsys.readouterr().out
+    assert made == {file: file.stat().st_mtime_ns for file in out.glob("*/tiny/**/*") if file.is_file()}
     rows = json.loads(record.read_text())
     assert [row["recipe"] for row in rows] == ["bfloat16 against float32", "float", "coarse"]
     assert main(["report", str(out), "--fail-under", "psnr_db=5"]) == 0
