@@ -21,7 +21,7 @@ PROMPTS = ["a red apple", "two blue dogs", "gold"]
 
 def quantized(weight: str, act: str | None = None, match: str = "blocks/*", **more) -> Pipeline:
     rule = Rule((match,), Spec.parse(weight), Spec.parse(act) if act else None, **more)
-    return tiny.pipeline().quantized(Recipe((rule,)))
+    return tiny.quantized(tiny.pipeline(depth=1), Recipe((rule,)))
 
 
 def test_the_last_state_is_what_the_pipeline_gives_whatever_the_batch() -> None:
@@ -35,7 +35,7 @@ def test_the_last_state_is_what_the_pipeline_gives_whatever_the_batch() -> None:
 
 
 def test_drift_of_a_pipeline_from_itself_is_nothing() -> None:
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     same = drift(pipeline, pipeline, PROMPTS)
     assert same.relative_l2 == (0.0, 0.0, 0.0)
     np.testing.assert_allclose(same.cosine, 1, atol=1e-12)
@@ -53,7 +53,7 @@ def test_drift_of_states_solved_by_hand() -> None:
 
 
 def test_fewer_bits_drift_further() -> None:
-    fine, coarse = (drift(tiny.pipeline(), quantized(f"int{n}/channel"), PROMPTS) for n in (8, 4))
+    fine, coarse = (drift(tiny.pipeline(depth=1), quantized(f"int{n}/channel"), PROMPTS) for n in (8, 4))
     assert 0 < 5 * fine.final < coarse.final
     assert all(a < b for a, b in zip(fine.relative_l2, coarse.relative_l2, strict=True))
     assert json.loads(json.dumps(fine.to_json()))["t"] == list(fine.t)
@@ -62,12 +62,12 @@ def test_fewer_bits_drift_further() -> None:
 def test_the_noise_of_a_layer_is_that_of_its_weight_and_inputs() -> None:
     """Written out for the first layer, whose inputs do not depend on any quantized layer."""
     pipeline = quantized("int4/channel", match="x_embedder/proj")
-    found = layer_noise(tiny.pipeline(), pipeline, PROMPTS, seed=1)
+    found = layer_noise(tiny.pipeline(depth=1), pipeline, PROMPTS, seed=1)
     assert found.keys() == {"x_embedder/proj"}
-    weight = tiny.pipeline().denoiser.weights()["x_embedder/proj"]
-    bias = dict(tiny.pipeline().denoiser.variables())["x_embedder/proj/bias"].get_value()
+    weight = tiny.pipeline(depth=1).denoiser.weights()["x_embedder/proj"]
+    bias = dict(tiny.pipeline(depth=1).denoiser.variables())["x_embedder/proj/bias"].get_value()
     rounded = pipeline.denoiser.weights()["x_embedder/proj"].weight.dequantize()
-    states = trajectory(tiny.pipeline(), PROMPTS, seed=1)
+    states = trajectory(tiny.pipeline(depth=1), PROMPTS, seed=1)
     x = (
         states[0].reshape(3, 4, 2, 4, 2, 4).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 16)
     )  # what step 1 is given
@@ -81,26 +81,28 @@ def test_the_noise_of_a_layer_is_that_of_its_weight_and_inputs() -> None:
 
 def test_no_layer_inherits_the_errors_of_another() -> None:
     """So a layer's noise is the same whether the layers before it are quantized or not."""
-    alone = layer_noise(tiny.pipeline(), quantized("int8/channel", "int8/token", "blocks/1/mlp/fc2"), PROMPTS)
-    among = layer_noise(tiny.pipeline(), quantized("int8/channel", "int8/token"), PROMPTS)
-    assert len(among) == 14
-    assert among["blocks/1/mlp/fc2"].sqnr_db == pytest.approx(alone["blocks/1/mlp/fc2"].sqnr_db, abs=1e-3)
+    alone = layer_noise(
+        tiny.pipeline(depth=1), quantized("int8/channel", "int8/token", "blocks/0/mlp/fc2"), PROMPTS
+    )
+    among = layer_noise(tiny.pipeline(depth=1), quantized("int8/channel", "int8/token"), PROMPTS)
+    assert len(among) == 7
+    assert among["blocks/0/mlp/fc2"].sqnr_db == pytest.approx(alone["blocks/0/mlp/fc2"].sqnr_db, abs=1e-3)
 
 
 def test_six_decibels_are_one_bit() -> None:
-    levels = [layer_noise(tiny.pipeline(), quantized(f"int{n}/channel"), PROMPTS[:1]) for n in (5, 8)]
+    levels = [layer_noise(tiny.pipeline(depth=1), quantized(f"int{n}/channel"), PROMPTS) for n in (5, 8)]
     means = [np.mean([noise.sqnr_db for noise in level.values()]) for level in levels]
     steps = 20 * math.log10((2**7 - 1) / (2**4 - 1))  # levels to each side of zero: 18.6 dB
     assert means[1] - means[0] == pytest.approx(steps, abs=0.7)
 
 
 def test_outliers_show_in_the_incoherence_and_in_the_noise() -> None:
-    plain_one = tiny.pipeline()
+    plain_one = tiny.pipeline(depth=1)
     stressed = dataclasses.replace(plain_one, denoiser=stress(plain_one.denoiser))
     rule = Rule(("blocks/*",), Spec.parse("int8/channel"), Spec.parse("int8/token"))
     recipe = Recipe((rule,))
-    calm, hard = (layer_noise(each, each.quantized(recipe), PROMPTS) for each in (plain_one, stressed))
-    for path in ("blocks/0/attn/qkv", "blocks/0/mlp/fc1", "blocks/1/cross_attn/proj"):
+    calm, hard = (layer_noise(each, tiny.quantized(each, recipe), PROMPTS) for each in (plain_one, stressed))
+    for path in ("blocks/0/attn/qkv", "blocks/0/mlp/fc1", "blocks/0/cross_attn/proj"):
         assert min(hard[path].incoherence_steps) > 2 * max(calm[path].incoherence_steps)
         assert hard[path].sqnr_db < calm[path].sqnr_db - 6
     assert hard["blocks/0/mlp/fc2"].sqnr_db == pytest.approx(calm["blocks/0/mlp/fc2"].sqnr_db, abs=0.5)
@@ -109,14 +111,14 @@ def test_outliers_show_in_the_incoherence_and_in_the_noise() -> None:
 
 def test_what_prepares_an_input_shows_in_its_incoherence() -> None:
     """A rotation spreads an outlier over all channels; a layer without transforms changes nothing."""
-    plain_one = tiny.pipeline()
+    plain_one = tiny.pipeline(depth=1)
     stressed = dataclasses.replace(plain_one, denoiser=stress(plain_one.denoiser))
     rotate = Rule(
         ("blocks/0/mlp/fc1",), Spec.parse("int8/channel"), Spec.parse("int8/token"), prepare=("hadamard",)
     )
-    plainly = Rule(("blocks/1/mlp/fc1",), Spec.parse("int8/channel"), Spec.parse("int8/token"))
-    found = layer_noise(stressed, stressed.quantized(Recipe((rotate, plainly))), PROMPTS)
-    rotated, same = found["blocks/0/mlp/fc1"], found["blocks/1/mlp/fc1"]
+    plainly = Rule(("blocks/0/attn/qkv",), Spec.parse("int8/channel"), Spec.parse("int8/token"))
+    found = layer_noise(stressed, tiny.quantized(stressed, Recipe((rotate, plainly))), PROMPTS)
+    rotated, same = found["blocks/0/mlp/fc1"], found["blocks/0/attn/qkv"]
     assert max(rotated.prepared_incoherence_steps) < min(rotated.incoherence_steps) / 2
     assert same.prepared_incoherence_steps == pytest.approx(same.incoherence_steps, rel=1e-5)
     assert rotated.to_json()["prepared_incoherence"] == pytest.approx(
@@ -126,7 +128,7 @@ def test_what_prepares_an_input_shows_in_its_incoherence() -> None:
 
 def test_balances_that_moved_to_other_layers_count_as_no_noise() -> None:
     """The quantized attn/proj takes inputs that attn/qkv divided: in other units than the float model's."""
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     rule = Rule(
         ("blocks/*/attn/*",),
         Spec.parse("int8/channel"),
@@ -135,7 +137,7 @@ def test_balances_that_moved_to_other_layers_count_as_no_noise() -> None:
     )
     recipe = Recipe((rule,))
     stats = calibrate(pipeline, PROMPTS, recipe)
-    small = pipeline.quantized(recipe, stats)
+    small = tiny.quantized(pipeline, recipe, stats)
     with pytest.raises(ValueError, match="give the statistics"):
         layer_noise(pipeline, small, PROMPTS)
     found = layer_noise(pipeline, small, PROMPTS, stats)
@@ -143,12 +145,12 @@ def test_balances_that_moved_to_other_layers_count_as_no_noise() -> None:
 
 
 def test_parameters_that_change_over_the_ranges_are_those_of_the_step() -> None:
-    pipeline = tiny.pipeline()
+    pipeline = tiny.pipeline(depth=1)
     t = times(pipeline)
     rule = Rule(("blocks/*/mlp/fc1",), Spec.parse("int8/channel"), Spec.parse("int8/tensor/static/range"))
     recipe = Recipe((rule,), ranges=(int(t[1]) + 1,))
     stats = calibrate(pipeline, PROMPTS, recipe)
-    small = pipeline.quantized(recipe, stats)
+    small = tiny.quantized(pipeline, recipe, stats)
     found = layer_noise(pipeline, small, PROMPTS, stats)
     assert min(min(noise.sqnr_db_steps) for noise in found.values()) > 25
     states = trajectory(small, PROMPTS)
@@ -158,4 +160,4 @@ def test_parameters_that_change_over_the_ranges_are_those_of_the_step() -> None:
 
 def test_a_float_pipeline_has_no_noise_to_measure() -> None:
     with pytest.raises(ValueError, match="not quantized"):
-        layer_noise(tiny.pipeline(), tiny.pipeline(), PROMPTS)
+        layer_noise(tiny.pipeline(depth=1), tiny.pipeline(depth=1), PROMPTS)

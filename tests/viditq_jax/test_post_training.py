@@ -39,7 +39,7 @@ def test_tuning_brings_the_samples_closer_and_keeps_the_layout():
 
 def test_a_bfloat16_pipeline_is_tuned_too():
     """What the blocks are given is bfloat16 there, and their training float32."""
-    pipeline = tiny.pipeline(jnp.bfloat16)
+    pipeline = tiny.pipeline(jnp.bfloat16, depth=1)
     recipe = Recipe((RULE,), tuning="brecq:iterations=2,batch=2,times=1")
     tuned = quantize_pipeline(pipeline, recipe, PROMPTS[:1])
     assert np.isfinite(tuned.latents(PROMPTS[:1])).all()

@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import PIXART, randomized
 from tests.viditq_jax.quant.toy import toy
 from viditq_jax.models import pixart
-from viditq_jax.net import Net, initialize
+from viditq_jax.net import Net, abstract, initialize
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.observe import observe
 from viditq_jax.quant.qtensor import quantize_tensor
@@ -20,10 +20,13 @@ from viditq_jax.quant.size import weight_bytes
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats, abstract_stats
 
-X = jax.random.normal(jax.random.key(1), (3, 32))
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.standard_normal((3, 32), np.float32))
+NOISE = jnp.asarray(RNG.standard_normal((2, 8, 8, 4), np.float32))
+TEXT = jnp.asarray(RNG.standard_normal((2, 12, 16), np.float32))
 W8A8 = (Spec.parse("int8/channel/asym"), Spec.parse("int8/token"))
 PACKAGED = ["w8a8", "naive-static-w8a8", "w4a8-naive", "w4a8-group", "fp8", "w4a8-plus"]
-CONFIG = dataclasses.replace(PIXART, width=64, heads=2, depth=1)  # width: groups of 64
+CONFIG = dataclasses.replace(PIXART, width=64, heads=2, depth=1, mlp_ratio=2.0)  # width: groups of 64
 
 
 def recipe(weight, act=None, match=("*",)):
@@ -31,14 +34,12 @@ def recipe(weight, act=None, match=("*",)):
 
 
 def tiny_pixart() -> Net:
-    return randomized(initialize(pixart.build, CONFIG), 1)
+    return randomized(abstract(pixart.build, CONFIG), 1)
 
 
 def forward(net: Net) -> jax.Array:
-    x = jax.random.normal(jax.random.key(2), (2, 8, 8, 4), jnp.float32)
-    y = jax.random.normal(jax.random.key(3), (2, 12, 16), jnp.float32)
-    prompt = net.call("encode_prompt", y, jnp.arange(12) < jnp.asarray([[5], [12]]))
-    return net(x, jnp.asarray([3.0, 700.0]), prompt)
+    prompt = net.call("encode_prompt", TEXT, jnp.arange(12) < jnp.asarray([[5], [12]]))
+    return net(NOISE, jnp.asarray([3.0, 700.0]), prompt)
 
 
 def shapes(tree):
@@ -148,12 +149,10 @@ def test_a_tiny_pixart_runs_jitted_and_stays_near_the_unquantized_one(calibrated
 def test_a_sample_does_not_depend_on_the_rest_of_its_batch(calibrated, name):
     """One scale was once shared by a token position of all samples (D1)."""
     net, _, stats = calibrated
-    x = jax.random.normal(jax.random.key(2), (2, 8, 8, 4))
-    y = jax.random.normal(jax.random.key(3), (2, 12, 16))
     run = jax.jit(lambda net, x, y: net(x, jnp.full(len(x), 9.0), net.call("encode_prompt", y)))
     quantized = quantize(net, load_recipe(name), stats)
-    disturbed = run(quantized, x.at[1].multiply(100), y.at[1].multiply(-3))
-    np.testing.assert_array_equal(run(quantized, x, y)[0], disturbed[0])
+    disturbed = run(quantized, NOISE.at[1].multiply(100), TEXT.at[1].multiply(-3))
+    np.testing.assert_array_equal(run(quantized, NOISE, TEXT)[0], disturbed[0])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_a_sample_does_not_depend_on_the_rest_of_its_batch(calibrated, name):
     [("w8a8", 0.53), ("naive-static-w8a8", 0.53), ("w4a8-naive", 0.29), ("w4a8-group", 0.29)],
 )
 def test_weight_bytes_keep_what_the_recipe_promises_at_width_192(name, most):
-    config = dataclasses.replace(CONFIG, width=192, heads=3)
+    config = dataclasses.replace(CONFIG, width=192, heads=3, mlp_ratio=4.0)
     packaged = load_recipe(name)
     sizes = weight_bytes(quantize(jax.eval_shape(lambda: initialize(pixart.build, config)), packaged))
     assert len(sizes) == 7
