@@ -81,6 +81,11 @@ def least(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.select(b.icmp_signed("<", x, y), x, y)
 
 
+def most(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The larger of two signed integers."""
+    return b.select(b.icmp_signed("<", x, y), y, x)
+
+
 def ceil_div(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
     """x / y, rounded up, of positive integers."""
     return b.sdiv(b.sub(b.add(x, y), long(1)), y)

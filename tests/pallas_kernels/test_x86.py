@@ -165,7 +165,7 @@ def test_only_the_rows_and_columns_asked_for_are_written():
 
 @KINDS
 def test_many_threads_compute_what_one_does(packed):
-    """1600 x 192 x 512 is shared among XLA's threads; four callers at once are in each other's way."""
+    """1600 rows in two blocks are shared among XLA's threads; four callers at once meet there."""
     arrays, expected = operands(1600, 192, 512, 1, packed)
     function, found = jax.jit(product), {}
     function(**arrays).block_until_ready()
