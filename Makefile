@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format clean check-kernels record-kernels
+# Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time.
+TARGETS := sm_80 sm_89 sm_90
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -19,6 +21,22 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Compiles for GPUs on a machine without one: Linux on x86-64, 240 MB of wheels that `make test` does not need.
+check-kernels: $(TARGETS:%=check-kernels-%)
+
+record-kernels: OPTIONS := --record
+record-kernels: $(TARGETS:%=check-kernels-%)
+
+check-kernels-%: .venv-kernels/.installed
+	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest --override-ini python_files='check_*.py' \
+		tests/machine_code --target $* $(OPTIONS)
+
+.venv-kernels/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-kernels
+	.venv-kernels/bin/python -m pip install --quiet --editable '.[kernels]' || { echo 'check-kernels: its wheels \
+	could not be installed, so no kernel was checked. Linux on x86-64 and a package registry are needed.' >&2; exit 1; }
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
@@ -32,4 +50,4 @@ format: .venv/.installed-dev
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-kernels build dist *.egg-info
