@@ -35,7 +35,7 @@ class Program:
     """A compiled program: its text, its GPU binaries, what the assembler said of kernels written by hand."""
 
     module: hlo.Module
-    cubins: tuple[bytes, ...]
+    cubins: tuple[bytes, ...] = dataclasses.field(repr=False)
     log: str
     temporary_bytes: int
 

@@ -108,7 +108,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _elfs(data: bytes) -> Iterator[bytes]:
-    """Every 64-bit ELF file in the data, up to the end of its header tables, of which one is last."""
+    """Every 64-bit ELF file in the data, up to the end of its header tables, of which one is last.
+
+    The program that launches a kernel of Mosaic is one, with the kernel in it.
+    """
     start = data.find(b"\x7fELF")
     while start >= 0:
         programs, sections = struct.unpack_from("<QQ", data, start + 32)
@@ -117,4 +120,4 @@ def _elfs(data: bytes) -> Iterator[bytes]:
         )
         end = start + max(programs + program_size * program_count, sections + section_size * section_count)
         yield data[start:end]
-        start = data.find(b"\x7fELF", end)
+        start = data.find(b"\x7fELF", start + 4)

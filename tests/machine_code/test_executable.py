@@ -67,5 +67,5 @@ def test_snappy_is_undone(data: bytes, value: bytes) -> None:
 
 def test_gpu_binaries_are_found_in_files_within_files_and_others_are_not() -> None:
     code = [elf(CUDA, b"first"), elf(CUDA, b"second, longer")]
-    inner = riegeli(b"a launcher: " + elf(X86_64, b"runs on the host") + b" and " + code[0], code[1])
+    inner = riegeli(b"a launcher: " + elf(X86_64, b"runs on the host: " + code[0]), code[1])
     assert cubins(b"a message: " + riegeli(b"text", b"of which this is a part: " + inner)) == code
