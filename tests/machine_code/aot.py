@@ -39,10 +39,14 @@ class Program:
     log: str
     temporary_bytes: int
 
-    @functools.cached_property
-    def code(self) -> list[sass.Code]:
-        """The kernels that are not library calls; equal ones may share their code."""
-        return [code for cubin in self.cubins for code in sass.disassemble(cubin, CUDA / "bin")]
+    @property
+    def code(self) -> Iterator[sass.Code]:
+        """The kernels that are not library calls; equal ones may share their code.
+
+        They are disassembled as they are asked for, half a second each.
+        """
+        for cubin in self.cubins:
+            yield from _disassembled(cubin)
 
     @property
     def moved(self) -> int:
@@ -53,6 +57,11 @@ class Program:
     def serialized(self) -> bool:
         """Whether the assembler gave up the overlap of warpgroup products."""
         return any(code in self.log for code in SERIALIZED)
+
+
+@functools.cache
+def _disassembled(cubin: bytes) -> list[sass.Code]:
+    return sass.disassemble(cubin, CUDA / "bin")
 
 
 @functools.cache
