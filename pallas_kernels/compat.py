@@ -5,10 +5,11 @@ No other file asks for a version. What is here:
 - `default_gpu()`: the GPU that programs traced now are for, or None. `unsupported` asks it; a kernel body and
   its launch never do, so that they lower on a machine without one.
 - `Target`: how a kernel body runs. `COMPILED` is for a GPU; `interpreted()` is for tests on a CPU, where it
-  also finds races: `races_found()` says whether the last kernel interpreted so had one. A kernel takes a target
-  as an argument and calls `target.kernel` instead of `plgpu.kernel`, `target.load` instead of `plgpu.load`,
-  `target.tiled` for the layout of shared memory that TMA and wgmma share, and `target.stored`, `target.block`
-  and `target.columns` for an operand of wgmma whose rows are outputs.
+  also finds races: `races_found()` says whether the last kernel interpreted so had one. A kernel takes a
+  target as an argument and calls `target.kernel` instead of `plgpu.kernel`, `target.load` instead of
+  `plgpu.load`, `target.tiled` for the layout of shared memory that TMA and wgmma share, `target.stored`,
+  `target.block` and `target.columns` for an operand of wgmma whose rows are outputs, and
+  `target.cluster_barrier` and `target.copy_to_cluster` for what blocks of a cluster share.
 
 What the interpreter does not show: it runs every copy and every wgmma at once, so a wait that is missing for
 one of them goes unseen (jax 0.10.2).
@@ -87,6 +88,23 @@ class Target:
         bits = jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).bits
         swizzle = plgpu.find_swizzle(columns * bits)
         return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
+
+    def cluster_barrier(self, axis: str, size: int, **options: Any) -> Any:
+        """A barrier at which every block of a cluster arrives in all of them; options as of `plgpu.Barrier`.
+
+        num_arrivals are those of one block.
+        """
+        if size == 1 or self.interpret is not None:
+            return plgpu.Barrier(**options)
+        return plgpu.ClusterBarrier(collective_axes=(axis,), **options)
+
+    def copy_to_cluster(self, source: Any, slot: Any, barrier: Any, axis: str, size: int) -> None:
+        """`plgpu.copy_gmem_to_smem` of what all blocks of a cluster want: each loads a part for all of them.
+
+        The interpreter knows no clusters, so there each block loads all of it.
+        """
+        axes = None if size == 1 or self.interpret is not None else axis
+        plgpu.copy_gmem_to_smem(source, slot, barrier, collective_axes=axes)
 
     @property
     def _swaps(self) -> bool:
