@@ -30,6 +30,9 @@ _INTERPRETER_IS_PUBLIC = hasattr(
     plgpu, "InterpretGPUParams"
 )  # from 0.11; before, it knows no transposed operand
 
+# Compute capability from which kernels without wgmma and TMA compile.
+LEAST_CAPABILITY = (8, 0) if hasattr(plgpu, "mma") else (9, 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
@@ -61,13 +64,24 @@ class Target:
     interpret: Any = None
 
     def kernel(
-        self, body: Callable[..., None], *, approx_math: bool = False, **options: Any
+        self,
+        body: Callable[..., None],
+        *,
+        approx_math: bool = False,
+        auto_barriers: bool = True,
+        **options: Any,
     ) -> Callable[..., Any]:
-        """`plgpu.kernel` with warpgroup semantics: register layouts that a body leaves open are inferred."""
+        """`plgpu.kernel` with warpgroup semantics: register layouts that a body leaves open are inferred.
+
+        auto_barriers: a barrier of the warpgroup around every store; a body that reads nothing that it
+        writes needs none.
+        """
         if self.interpret is not None:
             options["interpret"] = self.interpret
         params = plgpu.CompilerParams(
-            approx_math=approx_math, lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+            approx_math=approx_math,
+            unsafe_no_auto_barriers=not auto_barriers,
+            lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
         )
         return plgpu.kernel(body, compiler_params=params, **options)
 
