@@ -26,7 +26,7 @@ check-kernels: $(TARGETS:%=check-kernels-%)
 
 record-kernels: OPTIONS := --record
 record-kernels: $(TARGETS:%=check-kernels-%)
-	.venv-kernels/bin/python -m benchmarks.kernel_tables
+	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m benchmarks.kernel_tables
 
 check-kernels-%: .venv-kernels/.installed
 	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest --override-ini python_files='check_*.py' \

@@ -23,7 +23,7 @@ def main() -> None:
 
 def with_tables(page: str) -> str:
     """The page with the tables that code and records give now."""
-    for name, content in (("support", support()), ("blocks", blocks())):
+    for name, content in (("support", support()), ("blocks", blocks()), ("kernels", kernels())):
         before, begin, rest = page.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->\n")
         if not end:
@@ -57,6 +57,18 @@ def blocks() -> str:
             ratio = f"{found['moved_vs_bfloat16']:.2f}x"
             table.append([target, f"`{recipe}`", str(found["kernels"]), sizes[0], ratio, sizes[1]])
     return _markdown(table)
+
+
+def kernels() -> str:
+    """What each row launches and moves on Hopper, for which there are kernels of our own."""
+    table = [["op and shape", "implementation", "kernels", "moved, MB", "registers a thread"]]
+    for name, found in machine_code("sm_90")["kernels"].items():
+        implementation = name.split("/")[1].split()[0]
+        case = name.replace(f"/{implementation}", "", 1)
+        registers = found.get("registers", "")
+        moved = f"{found['moved_bytes'] / 1e6:.1f}"
+        table.append([case, f"`{implementation}`", str(found["kernels"]), moved, str(registers)])
+    return _markdown([table[0], *sorted(table[1:])])
 
 
 def _on_cpu(op: str, name: str, reason: str | None) -> tuple[str, str | None]:

@@ -65,7 +65,13 @@ class Block:
         return run, (net, tokens, modulation, (prompt, prompt), [attended, attended])
 
 
-BLOCKS = [Block("float"), Block("w8a8-dynamic", "xla"), Block("w8a8", "xla")]
+BLOCKS = [
+    Block("float"),
+    Block("w8a8-dynamic", "xla"),
+    Block("w8a8", "xla"),
+    Block("w8a8-dynamic", targets=("sm_90",)),
+    Block("w8a8", targets=("sm_90",)),
+]
 
 
 def _block(

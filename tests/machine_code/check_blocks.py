@@ -39,9 +39,13 @@ def test_it_launches_and_moves_no_more_than_recorded(block: Block, target: str, 
 
 
 def test_each_layer_through_xla_is_one_integer_product_summed_in_int32(block: Block, target: str) -> None:
+    """Elsewhere, kernels of our own may take the place of each."""
     products = list(compiled(block, target).module.products())
     integers = [result for operands, result in products if "s8" in operands]
-    assert integers == ["s32"] * (LAYERS if block.implementation == "xla" else 0)
+    if block.implementation == "xla":
+        assert integers == ["s32"] * LAYERS
+    else:
+        assert set(integers) <= {"s32"}
 
 
 def test_every_product_is_a_tiled_kernel_and_no_loop_over_elements(block: Block, target: str) -> None:

@@ -14,25 +14,34 @@ from pallas_kernels.packed_matmul import packed_matmul
 from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.scaled_matmul import scaled_matmul
 
-# Linear layers as (m, k, n): tokens, inputs, outputs; guidance doubles the tokens of one picture.
+Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function, and the shapes of what it takes
+
+# Linear layers as (m, k, n): tokens, inputs, outputs; guidance doubles the tokens of a picture.
 SHAPES = {
-    "pixart-1024 attn/qkv": (8192, 1152, 3456),
-    "pixart-1024 attn/proj": (8192, 1152, 1152),
-    "pixart-1024 mlp/fc1": (8192, 1152, 4608),
-    "pixart-1024 mlp/fc2": (8192, 4608, 1152),
+    "pixart-sigma-1024 attn/qkv": (8192, 1152, 3456),
+    "pixart-sigma-1024 attn/proj": (8192, 1152, 1152),
+    "pixart-sigma-1024 mlp/fc1": (8192, 1152, 4608),
+    "pixart-sigma-1024 mlp/fc2": (8192, 4608, 1152),
+    "pixart-sigma-512 attn/qkv": (2048, 1152, 3456),
+    "pixart-sigma-512 attn/proj": (2048, 1152, 1152),
+    "flux-like 1024 double/qkv": (4608, 3072, 9216),
+    "flux-like 1024 single/linear2": (4608, 15360, 3072),
+    "pixart t_block": (2, 1152, 6912),
 }
 INT8 = {"sm_80": "IMMA", "sm_89": "IMMA", "sm_90": "IGMMA"}
 WITHOUT = dict.fromkeys(INT8, "")
+FP8 = jnp.float8_e4m3fn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """One op at one shape through one implementation.
 
-    options: optional operands by name, made with the shapes that the contract gives them, and "gelu", "sum",
-        "gate" (with its residual). dtype: of the codes.
+    options: optional operands by name, made with the shapes that the contract gives them; and "gelu", "sum",
+        "asymmetric", "group 128", "block 32".
     instruction: per target, the tensor-core instruction that must be in it; "" where there is no product, or
         one by a library.
+    dtype: of the codes.
     """
 
     op: str
@@ -48,8 +57,8 @@ class Row:
         codes = () if self.dtype == jnp.int8 else (jnp.dtype(self.dtype).name,)
         return ", ".join([f"{self.op}/{self.implementation} {self.shape}", *codes, *self.options])
 
-    def program(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The function to compile, and the shapes of what it takes."""
+    def program(self) -> Program:
+        """What to compile."""
         return OPS[self.op](self)
 
     def reasons(self) -> dict[str, str | None]:
@@ -66,77 +75,118 @@ class Row:
             jax.eval_shape(function, *shapes)
         return found
 
+    def given(self, optional: dict[str, Any]) -> dict[str, Any]:
+        """Of the optional operands those that the options name."""
+        return {name: operand for name, operand in optional.items() if name in self.options}
+
+    def number(self, name: str) -> int | None:
+        """The number in an option such as "block 32"."""
+        return next((int(option.split()[1]) for option in self.options if option.split()[0] == name), None)
+
+    @property
+    def activation(self) -> str | None:
+        """As the ops call it."""
+        return "gelu" if "gelu" in self.options else None
+
 
 def _array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _matmul(row: Row) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _matmul(row: Row) -> Program:
     m, k, n = SHAPES[row.shape]
-    groups = k // _sized("group", row, k)
+    groups = k // (row.number("group") or k)
     packed = row.op == "packed_matmul"
     weight = _array(n, k // 2, dtype=jnp.uint8) if packed else _array(n, k, dtype=row.dtype)
-    operands = _array(m, k, dtype=row.dtype), weight, _array(m, 1), _array(n, groups)
-    optional = {
-        "x_zero": _array(m, 1, dtype=jnp.int8),
-        "w_zero": _array(n, groups, dtype=jnp.int8),
-        "x_sum": _array(m, groups, dtype=jnp.int32),
-        "w_sum": _array(n, groups, dtype=jnp.int32),
-        "bias": _array(n, dtype=jnp.bfloat16),
-        "residual": _array(m, n, dtype=jnp.bfloat16),
-        "gate": _array(2, n, dtype=jnp.bfloat16),
-    }
-    given = {name: array for name, array in optional.items() if name in row.options}
-    static = {"activation": "gelu"} if "gelu" in row.options else {}
+    given = row.given(
+        {
+            "x_zero": _array(m, 1, dtype=jnp.int8),
+            "w_zero": _array(n, groups, dtype=jnp.int8),
+            "x_sum": _array(m, groups, dtype=jnp.int32),
+            "w_sum": _array(n, groups, dtype=jnp.int32),
+            "bias": _array(n, dtype=jnp.bfloat16),
+            "residual": _array(m, n, dtype=jnp.bfloat16),
+            "gate": _array(2, n, dtype=jnp.bfloat16),
+        }
+    )
+    static = {"activation": row.activation} if row.activation else {}
     op = packed_matmul if packed else scaled_matmul
 
     def program(given: dict[str, jax.Array], *operands: jax.Array) -> Any:
         return op(*operands, **given, **static, implementation=row.implementation)
 
-    return program, (given, *operands)
+    return program, (given, _array(m, k, dtype=row.dtype), weight, _array(m, 1), _array(n, groups))
 
 
-def _rows(row: Row) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _rows(row: Row) -> Program:
     m, k, _ = SHAPES[row.shape]
-    static: dict[str, Any] = {"with_sum": "sum" in row.options, "dtype": row.dtype}
+    modulation = _array(2, k, dtype=jnp.bfloat16)
+    given = row.given(
+        {
+            "modulation": (modulation, modulation),
+            "balance": _array(k),
+            "signs": _array(-(-k // 8), dtype=jnp.uint8),
+            "scale": _array(1, 1),
+        }
+    )
+    static: dict[str, Any] = {
+        "activation": row.activation,
+        "block": row.number("block"),
+        "symmetric": "asymmetric" not in row.options,
+        "with_sum": "sum" in row.options,
+        "dtype": row.dtype,
+    }
 
-    def program(x: jax.Array) -> Any:
-        return quantize_rows(x, **static, implementation=row.implementation)
+    def program(given: dict[str, Any], x: jax.Array) -> Any:
+        return quantize_rows(x, **given, **static, implementation=row.implementation)
 
-    return program, (_array(m, k, dtype=jnp.bfloat16),)
+    return program, (given, _array(m, k, dtype=jnp.bfloat16))
 
 
-def _rotation(row: Row) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _rotation(row: Row) -> Program:
     m, k, _ = SHAPES[row.shape]
-    block = _sized("block", row, k)
 
     def program(x: jax.Array) -> jax.Array:
-        return hadamard(x, block=block, implementation=row.implementation)
+        return hadamard(x, block=row.number("block") or k, implementation=row.implementation)
 
     return program, (_array(m, k, dtype=jnp.bfloat16),)
 
 
-def _sized(name: str, row: Row, default: int) -> int:
-    """The number in an option such as "block 32"."""
-    return next((int(option.split()[1]) for option in row.options if option.split()[0] == name), default)
-
-
-OPS = {
+OPS: dict[str, Callable[[Row], Program]] = {
     "scaled_matmul": _matmul,
     "packed_matmul": _matmul,
     "quantize_rows": _rows,
     "hadamard": _rotation,
 }
-FP8 = jnp.float8_e4m3fn
+_ROTATED = ("balance", "signs", "block 32", "sum")  # what the recipe w8a8 does to an input
 ROWS = [
-    Row("scaled_matmul", "xla", "pixart-1024 attn/qkv", INT8),
-    Row("scaled_matmul", "xla", "pixart-1024 attn/qkv", INT8, ("w_zero", "bias")),
-    Row("scaled_matmul", "xla", "pixart-1024 mlp/fc2", INT8, ("bias",)),
-    Row("scaled_matmul", "xla", "pixart-1024 attn/qkv", INT8, ("group 128",)),
-    Row("scaled_matmul", "xla", "pixart-1024 attn/qkv", {**WITHOUT, "sm_90": "QGMMA"}, dtype=FP8),
-    Row("packed_matmul", "xla", "pixart-1024 attn/qkv", INT8),
-    Row("packed_matmul", "xla", "pixart-1024 attn/qkv", INT8, ("group 128",)),
-    Row("quantize_rows", "xla", "pixart-1024 attn/qkv", WITHOUT, ("sum",)),
-    Row("quantize_rows", "xla", "pixart-1024 mlp/fc2", WITHOUT),
-    Row("hadamard", "xla", "pixart-1024 attn/qkv", WITHOUT, ("block 32",)),
+    Row("scaled_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8),
+    Row("scaled_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8, ("w_zero", "x_sum", "bias")),
+    Row("scaled_matmul", "xla", "pixart-sigma-1024 mlp/fc2", INT8, ("bias",)),
+    Row("scaled_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8, ("group 128",)),
+    Row("scaled_matmul", "xla", "pixart-sigma-1024 attn/qkv", {**WITHOUT, "sm_90": "QGMMA"}, dtype=FP8),
+    Row("packed_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8),
+    Row("packed_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8, ("group 128",)),
+    Row("quantize_rows", "xla", "pixart-sigma-1024 attn/qkv", WITHOUT, ("sum",)),
+    Row("quantize_rows", "xla", "pixart-sigma-1024 attn/qkv", WITHOUT, ("modulation", "sum")),
+    Row("quantize_rows", "xla", "pixart-sigma-1024 mlp/fc2", WITHOUT, ("gelu", "sum")),
+    Row("hadamard", "xla", "pixart-sigma-1024 attn/qkv", WITHOUT, ("block 32",)),
+    *(
+        Row("quantize_rows", "mosaic_gpu", shape, {"sm_90": ""}, options)
+        for shape, options in (
+            ("pixart-sigma-1024 attn/qkv", ()),
+            ("pixart-sigma-1024 attn/qkv", ("scale",)),
+            ("pixart-sigma-1024 attn/qkv", ("asymmetric", "sum")),
+            ("pixart-sigma-1024 attn/qkv", ("modulation", "sum")),
+            ("pixart-sigma-1024 attn/qkv", ("modulation", *_ROTATED)),
+            ("pixart-sigma-1024 attn/proj", _ROTATED),
+            ("pixart-sigma-1024 mlp/fc2", ("gelu", "sum")),
+            ("pixart-sigma-1024 mlp/fc2", ("gelu", *_ROTATED)),
+            ("flux-like 1024 double/qkv", ("modulation", *_ROTATED)),
+            ("flux-like 1024 single/linear2", ("gelu", *_ROTATED)),
+        )
+    ),
+    Row("quantize_rows", "mosaic_gpu", "pixart-sigma-1024 attn/qkv", {"sm_90": ""}, dtype=FP8),
+    Row("hadamard", "mosaic_gpu", "pixart-sigma-1024 attn/qkv", {"sm_90": ""}, ("block 32",)),
+    Row("hadamard", "mosaic_gpu", "pixart-sigma-1024 attn/qkv", {"sm_90": ""}, ("block 128",)),
 ]
