@@ -34,8 +34,9 @@ check-kernels-%: .venv-kernels/.installed
 
 .venv-kernels/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-kernels
-	.venv-kernels/bin/python -m pip install --quiet --editable '.[kernels]' || { echo 'check-kernels: its wheels \
-	could not be installed, so no kernel was checked. Linux on x86-64 and a package registry are needed.' >&2; exit 1; }
+	.venv-kernels/bin/python -m pip install --quiet --editable '.[kernels]' || { \
+		echo 'check-kernels: the wheels could not be installed, so NO kernel was checked.' >&2; \
+		echo 'It needs Linux on x86-64 and a package registry.' >&2; exit 1; }
 	touch $@
 
 .venv/bin/python:
