@@ -6,22 +6,24 @@ No other file asks for a version. What is here:
   its launch never do, so that they lower on a machine without one.
 - `Target`: how a kernel body runs. `COMPILED` is for a GPU; `interpreted()` is for tests on a CPU, where it
   also finds races: `races_found()` says whether the last kernel interpreted so had one. A kernel takes a
-  target as an argument and calls `target.kernel` instead of `plgpu.kernel`, `target.load` instead of
-  `plgpu.load`, `target.tiled` for the layout of shared memory that TMA and wgmma share, `target.stored`,
-  `target.block` and `target.columns` for an operand of wgmma whose rows are outputs, and
-  `target.cluster_barrier` and `target.copy_to_cluster` for what blocks of a cluster share.
+  target as an argument and calls `target.kernel`, `target.load` and `target.iota`, not those of `plgpu`,
+  `target.tiled` for the layout of shared memory that TMA and wgmma share, `target.stored`, `target.block` and
+  `target.columns` for an operand of wgmma whose rows are outputs, `target.cluster_barrier` and
+  `target.copy_to_cluster` for what blocks of a cluster share, and asks `target.clips_stores`.
 
-What the interpreter does not show: it runs every copy and every wgmma at once, so a wait that is missing for
-one of them goes unseen (jax 0.10.2).
+What the interpreter does not show (jax 0.10.2): it runs every copy and every wgmma at once, so a wait that is
+missing for one of them goes unseen; and its threads wait for ever where a cluster has more blocks than one.
 """
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
@@ -92,6 +94,12 @@ class Target:
         ref = ref.at[index] if index != () else ref
         return plgpu.load(ref, *(((),) if _LOAD_WANTS_INDEX else ()), layout=layout, optimized=optimized)
 
+    def iota(self, shape: tuple[int, ...], axis: int, *, layout: Any) -> jax.Array:
+        """The int32 index along an axis, in registers of a layout."""
+        if self.interpret is not None:
+            return lax.broadcasted_iota(jnp.int32, shape, axis)
+        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
+
     def tiled(self, columns: int, dtype: DTypeLike) -> tuple[Any, ...]:
         """The transforms of shared memory whose rows have `columns` elements: tiles of 8 rows, swizzled.
 
@@ -108,17 +116,22 @@ class Target:
 
         num_arrivals are those of one block.
         """
-        if size == 1 or self.interpret is not None:
+        if size == 1:
             return plgpu.Barrier(**options)
         return plgpu.ClusterBarrier(collective_axes=(axis,), **options)
 
     def copy_to_cluster(self, source: Any, slot: Any, barrier: Any, axis: str, size: int) -> None:
-        """`plgpu.copy_gmem_to_smem` of what all blocks of a cluster want: each loads a part for all of them.
-
-        The interpreter knows no clusters, so there each block loads all of it.
-        """
-        axes = None if size == 1 or self.interpret is not None else axis
+        """`plgpu.copy_gmem_to_smem` of what all blocks of a cluster want: each loads a part for all."""
+        axes = None if size == 1 else axis
         plgpu.copy_gmem_to_smem(source, slot, barrier, collective_axes=axes)
+
+    @property
+    def clips_stores(self) -> bool:
+        """Whether a copy that ends outside of an array writes what is inside, as TMA does.
+
+        The interpreter then writes nothing: give it a larger array, and cut it.
+        """
+        return self.interpret is None
 
     @property
     def _swaps(self) -> bool:
@@ -140,16 +153,19 @@ class Target:
 COMPILED = Target()
 
 
-def interpreted(*, detect_races: bool = False) -> Target:
+def interpreted(*, detect_races: bool = False, clips: bool = False) -> Target:
     """A target that runs a kernel body on the CPU, block after block, its warpgroups as threads.
 
+    clips: copies may be from outside of an array, as TMA allows; what is not there is not a number, or for
+    integers the largest. Otherwise they are errors.
     A body that raises leaves the other threads waiting for ever: give tests a limit of time.
     """
     if _INTERPRETER_IS_PUBLIC:
-        return Target(plgpu.InterpretGPUParams(detect_races=detect_races))  # type: ignore[attr-defined]
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-    return Target(InterpretGPUParams(detect_races=detect_races))
+        params = plgpu.InterpretGPUParams  # type: ignore[attr-defined]
+    else:
+        params = importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.params").InterpretGPUParams
+    outside = "uninitialized" if clips else "raise"
+    return Target(params(detect_races=detect_races, out_of_bounds_reads=outside))
 
 
 def races_found() -> bool:

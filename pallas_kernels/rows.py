@@ -11,6 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 WARPS, LANES = 4, 32  # of a block, of a warp
 COMFORTABLE = 72  # float32 numbers that a lane holds; with more, few warps fit a multiprocessor
+CANDIDATES = 8  # tiles that are worth a measurement
 MOST = 144  # none of the kernels spills yet
 
 Pieces = list[jax.Array]  # float32: [rows, width] each, or [width] of one row
@@ -47,9 +48,9 @@ class Tiles(NamedTuple):
         return plgpu.Layout.WG_SPLAT(()) if self.rows == 1 else self.layout().reduce(1)
 
 
-def best(choices: list[Tiles], k: int) -> Tiles | None:
-    """Few warps a row of k channels, wide loads, two rows a warp, which share what belongs to channels."""
-    return min(choices, key=lambda t: (_held(t, k) > COMFORTABLE, t.warps, -t.vector, -t.rows), default=None)
+def ranked(choices: list[Tiles], k: int) -> list[Tiles]:
+    """First few warps a row of k channels, wide loads, two rows a warp, which share what channels have."""
+    return sorted(choices, key=lambda t: (_held(t, k) > COMFORTABLE, t.warps, -t.vector, -t.rows))
 
 
 def fitting(m: int, k: int) -> list[Tiles]:

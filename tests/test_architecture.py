@@ -47,6 +47,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "viditq_jax.pipeline", "viditq_jax.quant", "viditq_jax.generate", "viditq_jax.evaluate",
         "viditq_jax.checkpoint",
     ),
+    "viditq_jax.bench": (
+        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.pipeline",
+        "viditq_jax.programs", "viditq_jax.load", "viditq_jax.checkpoint", "viditq_jax.compare",
+        "viditq_jax.net", "viditq_jax.plugins", "pallas_kernels",
+    ),
     "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline"),
     "viditq_jax.report": (),
     "viditq_jax.cli": EVERYTHING,

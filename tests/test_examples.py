@@ -27,7 +27,8 @@ def test_the_quickstart_draws_the_float_and_the_quantized_picture(tmp_path: Path
 
 def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     """Quality, memory and disk, measured by the demo itself on two prompts."""
-    load("demo.py")["main"](["--out", str(tmp_path / "demo"), "--count", "2"])
+    demo = load("demo.py")
+    demo["main"](["--out", str(tmp_path / "demo"), "--count", "2"])
     records = json.loads((tmp_path / "demo/metrics.json").read_text())
     bounds = {"w8a8": (27, 0.52), "w4a8": (20, 0.28)}
     for name, (psnr, ratio) in bounds.items():
@@ -43,6 +44,7 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     assert records["noise_floor"]["psnr_db"] > records["variants"]["w8a8"]["psnr_db"]
     for name in ("grid.png", "report.html"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
+    assert {entry.name for entry in (tmp_path / "demo").iterdir()} == demo["WRITTEN"]  # so it may run again
 
 
 def test_the_demo_removes_nothing_that_it_did_not_write(

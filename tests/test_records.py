@@ -1,4 +1,4 @@
-"""What the README says of the recipes is what was measured, and what was measured is what they promise."""
+"""What the README says was measured is what was measured, and what was measured is what recipes promise."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,10 @@ import pytest
 
 from viditq_jax import load_recipe
 from viditq_jax.compare import packaged_recipes
+from viditq_jax.report.speed import insert, speed_tables
 
 ROOT = Path(__file__).parent.parent
+SPEED = ROOT / "benchmarks/records"
 RECIPES = sorted(set(packaged_recipes()) - {"float"})
 ROWS = json.loads((ROOT / "benchmarks/records/recipes-image.json").read_text())
 EIGHT_BITS = (
@@ -71,3 +73,18 @@ def test_the_table_of_the_readme_is_the_record(name: str) -> None:
 def test_weights_are_as_small_as_the_recipe_expects(name: str) -> None:
     expected = load_recipe(name).expect["weight_bytes_vs_bfloat16"]
     assert measured("default", name)["weight_bytes_vs_bfloat16"] <= expected
+
+
+def test_the_speed_tables_of_the_readme_are_the_records() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert insert(readme, speed_tables(SPEED)) == readme
+
+
+def test_records_of_speed_say_what_they_compared_and_where() -> None:
+    files = [file for kind in ("ops", "pipeline") for file in SPEED.glob(f"{kind}-*.json")]
+    records = [json.loads(file.read_text()) for file in files]
+    head = {"device", "name", "cores", "versions", "date", "ceilings", "settings"}
+    assert all(head <= record.keys() and not record["settings"]["quick"] for record in records)
+    rows = [row for record in records for row in record["rows"]]
+    fields = {"case", "float", "ratio_vs_float", "median_s", "min_s", "p90_s", "baseline_median_s"}
+    assert all(fields <= row.keys() and ("implementation" in row or "recipe" in row) for row in rows)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-import bs4
-import ftfy
 import numpy as np
 from jaxtyping import Bool, Int32
 
@@ -176,11 +174,13 @@ def _apply(rules: _Rules, text: str) -> str:
 
 
 def _clean_once(caption: str) -> str:
+    import bs4  # here, so that a machine which only computes needs neither
+    import ftfy
+
     text = _apply(_LINKS, urllib.parse.unquote_plus(caption).strip().lower())
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", bs4.MarkupResemblesLocatorWarning
-        )  # a caption may look like a file name
+        # a caption may look like a file name
+        warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)
         text = bs4.BeautifulSoup(text, features="html.parser").text
     text = _apply(_SYMBOLS, text)
     if text.count("-") + text.count("_") > 3:  # words-that-are-joined-like-this

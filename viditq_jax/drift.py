@@ -69,22 +69,28 @@ class LayerNoise:
     """The noise of one quantized layer, in decibels below its float output, and how uneven its input is.
 
     incoherence: largest |x| over mean |x| of the input, before what the layer does to it (a folded balance is
-    in it already); of each step the whole batch. The noise is of weight, input and low-rank branch together,
-    without rounding to bfloat16.
+    in it already) and, prepared, after it was balanced and rotated; of each step the whole batch. The noise
+    is of weight, input and low-rank branch together, without rounding to bfloat16.
     """
 
     sqnr_db: float  # over all steps; infinite without noise
     sqnr_db_steps: tuple[float, ...]
     incoherence_steps: tuple[float, ...]
+    prepared_incoherence_steps: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The record of a run; no noise at all is null."""
-        steps = [_short(value) for value in self.incoherence_steps]
+        steps, prepared = (
+            [_short(value) for value in values]
+            for values in (self.incoherence_steps, self.prepared_incoherence_steps)
+        )
         return {
             "sqnr_db": _finite(self.sqnr_db),
             "incoherence": max(steps),
+            "prepared_incoherence": max(prepared),
             "sqnr_db_steps": [_finite(value) for value in self.sqnr_db_steps],
             "incoherence_steps": steps,
+            "prepared_incoherence_steps": prepared,
         }
 
 
@@ -164,23 +170,43 @@ def layer_noise(
     return {path: energy.finish() for path, energy in sorted(seen.items())}
 
 
+class _Size(NamedTuple):
+    """How large the numbers of some inputs are."""
+
+    peak: Any  # largest |input|
+    total: Any  # sum of |input|
+    count: Any  # numbers
+
+    @classmethod
+    def of(cls, x: Array) -> "_Size":
+        """That of these numbers."""
+        return cls(jnp.abs(x).max(), jnp.abs(x).sum(), jnp.float32(x.size))
+
+    def merge(self, other: "_Size") -> "_Size":
+        """That of both."""
+        peak = jnp.maximum(self.peak, other.peak)
+        return _Size(peak, self.total + other.total, self.count + other.count)
+
+    def incoherence(self) -> tuple[float, ...]:
+        """Largest over mean."""
+        return tuple(np.asarray(self.peak * self.count / np.maximum(self.total, 1e-30), float).tolist())
+
+
 class _Energy(NamedTuple):
     """Sums over a layer's calls in one step, or arrays of them over the steps."""
 
     signal: Any  # squares of the float output
     noise: Any  # squares of what the quantized output differs
-    peak: Any  # largest |input|
-    total: Any  # sum of |input|
-    count: Any  # numbers in the input
+    inputs: _Size
+    prepared: _Size
 
     def merge(self, other: "_Energy") -> "_Energy":
         """That of both."""
         return _Energy(
             self.signal + other.signal,
             self.noise + other.noise,
-            jnp.maximum(self.peak, other.peak),
-            self.total + other.total,
-            self.count + other.count,
+            self.inputs.merge(other.inputs),
+            self.prepared.merge(other.prepared),
         )
 
     def finish(self) -> LayerNoise:
@@ -188,7 +214,8 @@ class _Energy(NamedTuple):
         return LayerNoise(
             _decibels(self.signal.sum(), self.noise.sum()),
             tuple(map(_decibels, self.signal, self.noise)),
-            tuple(np.asarray(self.peak * self.count / np.maximum(self.total, 1e-30), float).tolist()),
+            self.inputs.incoherence(),
+            self.prepared.incoherence(),
         )
 
 
@@ -207,10 +234,12 @@ class _Paired:
     def linear(self, x: Float[Array, "... k"] | Modulated, bias: Array | None) -> Float[Array, "... n"]:
         """What the float weight computes."""
         exact = _float32(x)
-        rows = jnp.abs(plain(exact))
         y, other = linear(self.weight, exact, bias), linear(self.quantized, exact, bias)
         energy = _Energy(
-            jnp.square(y).sum(), jnp.square(other - y).sum(), rows.max(), rows.sum(), jnp.float32(rows.size)
+            jnp.square(y).sum(),
+            jnp.square(other - y).sum(),
+            _Size.of(plain(exact)),
+            _Size.of(self.quantized.inputs(exact)),
         )
         earlier = self.seen.get(self.path)
         self.seen[self.path] = energy if earlier is None else earlier.merge(energy)

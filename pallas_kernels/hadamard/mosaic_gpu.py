@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels import instructions
+from pallas_kernels import instructions, tuning
 from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target, default_gpu
 from pallas_kernels.hadamard import _registers as registers
-from pallas_kernels.rows import Tiles, best, fitting
+from pallas_kernels.rows import CANDIDATES, Tiles, fitting, ranked
 
 LENGTH = 1024  # of a row after the cut, where blocks are no longer
 
@@ -32,23 +32,28 @@ def unsupported(x: jax.Array, *, block: int, regular: bool) -> str | None:
         return f"{gpu.name} has compute capability {gpu.capability}, and {LEAST_CAPABILITY} is needed"
     if (reason := registers.misfit(block, regular)) is not None:
         return reason
-    if tiles(x, block=block, regular=regular) is None:
+    if not fitting_tiles(x, block=block, regular=regular):
         return (
             f"{x.size // block} blocks of {block} channels do not fill warps, as multiples of 128 channels do"
         )
     return None
 
 
-def tiles(x: jax.Array | jax.ShapeDtypeStruct, *, block: int, regular: bool) -> Tiles | None:
-    """The best, of rows after the cut, such that a warp has whole blocks."""
+def fitting_tiles(x: jax.Array | jax.ShapeDtypeStruct, *, block: int, regular: bool) -> list[Tiles]:
+    """All, of rows after the cut, such that a warp has whole blocks; the best first."""
     m, k = cut(x.shape[0], x.shape[1], block)
-    return best([each for each in fitting(m, k) if registers.misfit(block, regular, each) is None], k)
+    return ranked([each for each in fitting(m, k) if registers.misfit(block, regular, each) is None], k)
 
 
-def run(x: jax.Array, *, block: int, regular: bool) -> jax.Array:
+def candidates(x: jax.Array | jax.ShapeDtypeStruct, *, block: int, regular: bool) -> tuning.Choice:
+    """The best few tiles, for `tuning`."""
+    facts = {"m": x.shape[0], "k": x.shape[1], "x": x.dtype.name, "block": block, "regular": regular}
+    return tuning.Choice(facts, fitting_tiles(x, block=block, regular=regular)[:CANDIDATES])
+
+
+def run(x: jax.Array, *, block: int, regular: bool, tiles: Tiles | None = None) -> jax.Array:
     """See the contract."""
-    chosen = tiles(x, block=block, regular=regular)
-    assert chosen is not None  # what `unsupported` says
+    chosen = tuning.pick("hadamard", "mosaic_gpu", candidates(x, block=block, regular=regular), tiles)
     return kernel(x, block=block, regular=regular, tiles=chosen)
 
 

@@ -1,10 +1,10 @@
-"""int8 x packed 4-bit matrix product with row scales and group scales."""
+"""int8 x packed 4-bit matrix product with row scales, group scales, zero points and epilogues."""
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int8, Int32, UInt8
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, epilogue
 
 
 def packed_matmul(
@@ -17,6 +17,9 @@ def packed_matmul(
     w_zero: Int8[Array, "#n groups"] | None = None,
     w_sum: Int32[Array, "n groups"] | None = None,
     bias: Float[Array, " n"] | None = None,
+    activation: str | None = None,
+    residual: Float[Array, "m n"] | None = None,
+    gate: Float[Array, "b n"] | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     implementation: str | None = None,
 ) -> Float[Array, "m n"]:
@@ -40,7 +43,7 @@ def packed_matmul(
             f"each sum is over {k // groups} codes; {largest} is the most that int32 holds with these zero"
             f" points. Use more groups."
         )
+    epilogue.check(x.shape[0], activation, residual, gate)
     operands = dict(x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias)
-    return dispatch.run(
-        "packed_matmul", implementation, x, w, x_scale, w_scale, **operands, out_dtype=out_dtype
-    )
+    after = dict(activation=activation, residual=residual, gate=gate, out_dtype=out_dtype)
+    return dispatch.run("packed_matmul", implementation, x, w, x_scale, w_scale, **operands, **after)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.packing import unpack
+from pallas_kernels.packed_matmul._codes import codes
 from pallas_kernels.scaled_matmul import xla
 
 
@@ -27,8 +27,5 @@ def run(
     **options: Any,
 ) -> jax.Array:
     """See the contract."""
-    codes = unpack(w)
-    if w_zero is not None:
-        groups = codes.reshape(w.shape[0], w_scale.shape[1], -1)
-        codes = (groups - w_zero[..., None]).reshape(codes.shape)
-    return xla.run(x, codes, x_scale, w_scale, w_zero=None, x_sum=None, **options)
+    unpacked = codes(w, w_zero, w_scale.shape[1])
+    return xla.run(x, unpacked, x_scale, w_scale, w_zero=None, x_sum=None, **options)

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from pallas_kernels import tuning
 from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target, default_gpu
 from pallas_kernels.hadamard import _registers as registers
 from pallas_kernels.quantize_rows import xla
 from pallas_kernels.quantize_rows._mosaic_gpu_body import Codes, Steps, quantize_block
 from pallas_kernels.quantize_rows.reference import Result, folded, prepared, signed
-from pallas_kernels.rows import Tiles, best, fitting
+from pallas_kernels.rows import CANDIDATES, Tiles, fitting, ranked
 
 
 def unsupported(x: jax.Array, *, dtype: DTypeLike, **options: Any) -> str | None:
@@ -34,7 +35,7 @@ def unsupported(x: jax.Array, *, dtype: DTypeLike, **options: Any) -> str | None
     least = max(LEAST_CAPABILITY, (8, 9) if dtype == jnp.float8_e4m3fn else (0, 0))
     if gpu.capability < least:
         return f"{gpu.name} has compute capability {gpu.capability}, and {least} is needed"
-    if tiles(x, **options) is None:
+    if not fitting_tiles(x, **options):
         return (
             f"rows of {x.shape[1]} channels do not fill warps; multiples of 128 channels up to 18432 do, and"
             f" multiples of 32 up to 4608 where a multiple of 4 rows have one modulation; {len(x)} were given"
@@ -42,25 +43,42 @@ def unsupported(x: jax.Array, *, dtype: DTypeLike, **options: Any) -> str | None
     return None
 
 
-def tiles(
+def fitting_tiles(
     x: jax.Array | jax.ShapeDtypeStruct,
     *,
     modulation: tuple[Any, Any] | None,
     block: int | None,
     regular: bool,
     **_: Any,
-) -> Tiles | None:
-    """The best for operands of these shapes; if there are any, such that butterflies can do the rotation."""
+) -> list[Tiles]:
+    """All for operands of these shapes, the best first; if there are any, those with which butterflies can do
+    the rotation.
+    """
     m, k = x.shape
     choices = fitting(m // (1 if modulation is None else modulation[0].shape[0]), k)
     rotating = [each for each in choices if block is None or registers.misfit(block, regular, each) is None]
-    return best(rotating or choices, k)
+    return ranked(rotating or choices, k)
 
 
-def run(x: jax.Array, **options: Any) -> Result:
+def candidates(
+    x: jax.Array | jax.ShapeDtypeStruct, *, dtype: DTypeLike = jnp.int8, **options: Any
+) -> tuning.Choice:
+    """The best few tiles, for `tuning`."""
+    before = ("modulation", "activation", "balance", "signs")
+    facts = {
+        "m": x.shape[0],
+        "k": x.shape[1],
+        "x": x.dtype.name,
+        "codes": jnp.dtype(dtype).name,
+        "block": options["block"],
+        "before": "+".join(name for name in before if options[name] is not None),
+    }
+    return tuning.Choice(facts, fitting_tiles(x, **options)[:CANDIDATES])
+
+
+def run(x: jax.Array, *, tiles: Tiles | None = None, **options: Any) -> Result:
     """See the contract."""
-    chosen = tiles(x, **options)
-    assert chosen is not None  # what `unsupported` says
+    chosen = tuning.pick("quantize_rows", "mosaic_gpu", candidates(x, **options), tiles)
     return kernel(x, tiles=chosen, **options)
 
 
@@ -129,16 +147,12 @@ def _of_channels(
     k: int,
 ) -> dict[str, jax.Array]:
     """What belongs to channels: shift and factor of each group, [b, k], and a multiplier, [k]."""
+    if modulation is not None and activation is None:  # balance and signs go into it
+        shift, factor = (signed(each, signs) for each in folded(modulation, balance))
+        return {"shift": shift, "factor": factor}
     operands: dict[str, jax.Array] = {}
     if modulation is not None:
-        last = activation is None  # then balance and signs go into it
-        shift, factor = folded(modulation, balance if last else None)
-        operands = {
-            "shift": signed(shift, signs) if last else shift,
-            "factor": signed(factor, signs) if last else factor,
-        }
-        if last:
-            return operands
+        operands["shift"], operands["factor"] = folded(modulation, None)
     if balance is not None or signs is not None:
         inverse = jnp.ones(k) if balance is None else 1 / balance.astype(jnp.float32)
         operands["multiplier"] = signed(inverse[None], signs)[0]

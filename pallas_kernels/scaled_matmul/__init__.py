@@ -1,10 +1,10 @@
-"""int8 x int8 and fp8 x fp8 matrix products with row, column and group scales, and zero points."""
+"""int8 x int8 and fp8 x fp8 matrix products with row, column and group scales, zero points and epilogues."""
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float8e4m3fn, Float32, Int8, Int32
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, epilogue
 
 
 def scaled_matmul(
@@ -18,6 +18,9 @@ def scaled_matmul(
     x_sum: Int32[Array, "m groups"] | None = None,
     w_sum: Int32[Array, "n groups"] | None = None,
     bias: Float[Array, " n"] | None = None,
+    activation: str | None = None,
+    residual: Float[Array, "m n"] | None = None,
+    gate: Float[Array, "b n"] | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
     implementation: str | None = None,
 ) -> Float[Array, "m n"]:
@@ -30,6 +33,8 @@ def scaled_matmul(
         y      = float32(acc[0]) * w_scale[:, 0] + float32(acc[1]) * w_scale[:, 1] + ...
                                                                                float32, in this order
         y      = (y * x_scale) + bias                                          float32, in this order
+        y      = gelu(y)                                                       float32, if it is asked for
+        y      = residual + gate * y, or residual + y without a gate           float32, if there is a residual
         return out_dtype(y)                                                    one rounding
 
     x, w: both int8, or both float8_e4m3fn. Of float8 there are no zero points, and acc is a float32 sum in
@@ -39,6 +44,10 @@ def scaled_matmul(
     other side; computed here where they are needed and not given. k / groups: at most 131071 int8 codes,
     65793 with one zero point, 33025 with two, so that no sum leaves int32. An implementation may fuse a
     product and the sum that takes it into one rounding.
+    activation: None, or "gelu": 0.5 y (1 + tanh(sqrt(2/pi) (y + 0.044715 y^3))), off by at most 2**-21 |y|:
+    both tanh and its argument take a few roundings.
+    residual, gate: of any float type, used as float32. Row i takes row i // (m / b) of the gate: b images of
+    equally many tokens have a row each.
     """
     (_, k), groups = x.shape, w_scale.shape[1]
     if k != w.shape[1] or k % groups:
@@ -62,7 +71,7 @@ def scaled_matmul(
             raise ValueError(
                 f"{name} has {given.shape[1]} columns; w_scale has {groups} groups, give one for each."
             )
+    epilogue.check(x.shape[0], activation, residual, gate)
     operands = dict(x_zero=x_zero, w_zero=w_zero, x_sum=x_sum, w_sum=w_sum, bias=bias)
-    return dispatch.run(
-        "scaled_matmul", implementation, x, w, x_scale, w_scale, **operands, out_dtype=out_dtype
-    )
+    after = dict(activation=activation, residual=residual, gate=gate, out_dtype=out_dtype)
+    return dispatch.run("scaled_matmul", implementation, x, w, x_scale, w_scale, **operands, **after)

@@ -8,6 +8,8 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from pallas_kernels import epilogue
+
 
 def run(
     x: jax.Array,
@@ -18,6 +20,9 @@ def run(
     x_zero: jax.Array | None,
     w_zero: jax.Array | None,
     bias: jax.Array | None,
+    activation: str | None,
+    residual: jax.Array | None,
+    gate: jax.Array | None,
     out_dtype: DTypeLike,
     **_sums: Any,
 ) -> jax.Array:
@@ -31,4 +36,5 @@ def run(
         acc = jnp.matmul(x[:, columns], group.T, precision=lax.Precision.HIGHEST)
         y = y + acc.astype(jnp.float32) * w_scale[:, g]
     y = y * x_scale
-    return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)
+    y = y if bias is None else y + bias.astype(jnp.float32)
+    return epilogue.apply(y, activation, residual, gate).astype(out_dtype)

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from pallas_kernels import epilogue
+
 
 def unsupported(*_: Any, **__: Any) -> str | None:
     """Nothing is."""
@@ -37,6 +39,9 @@ def run(
     x_sum: jax.Array | None,
     w_sum: jax.Array | None,
     bias: jax.Array | None,
+    activation: str | None,
+    residual: jax.Array | None,
+    gate: jax.Array | None,
     out_dtype: DTypeLike,
 ) -> jax.Array:
     """See the contract."""
@@ -79,4 +84,5 @@ def run(
         start = jnp.zeros((x.shape[0], w.shape[0]), jnp.float32)
         y, _ = lax.scan(lambda y, group: (y + product(group), None), start, operands)
     y = y * x_scale
-    return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)
+    y = y if bias is None else y + bias.astype(jnp.float32)
+    return epilogue.apply(y, activation, residual, gate).astype(out_dtype)

@@ -10,8 +10,9 @@ import pytest
 
 from pallas_kernels import dispatch
 from pallas_kernels.hadamard import hadamard, matrix
-from pallas_kernels.quantize_rows import Rows, quantize_rows
+from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.quantize_rows.cases import FUSED
+from tests.pallas_kernels.same_rows import assert_same, assert_within_the_contract
 from tests.pallas_kernels.unsupported import skip_unsupported
 from viditq_jax.nn.linear import Modulated
 
@@ -92,30 +93,22 @@ def by_hand(
     return x
 
 
-def assert_within_the_contract(rows: Rows, expected: Rows):
-    """One in a thousand codes off by one, in float8 to a neighbour; scales within 2**-20."""
-    np.testing.assert_allclose(rows.scale, expected.scale, rtol=2.0**-20)
-    if rows.codes.dtype == FP8:
-        # Neighbours of one sign are one apart as bytes.
-        off = np.asarray(rows.codes).view(np.int8).astype(int) - np.asarray(expected.codes).view(np.int8)
-    else:
-        zero, wanted = (0 if each.zero is None else np.asarray(each.zero, int) for each in (rows, expected))
-        off = np.asarray(rows.codes, int) - zero - (np.asarray(expected.codes, int) - wanted)
-    assert np.abs(off).max() <= 1
-    assert np.count_nonzero(off) <= off.size / 1000
-
-
-def assert_same(rows: Rows, expected: Rows):
-    jax.tree.map(np.testing.assert_array_equal, rows, expected)
+def codes_of(x, **options):
+    """Of rows after the steps, which test_quantize_rows.py knows."""
+    return jitted(jnp.asarray(x, jnp.float32), **options, implementation="reference")
 
 
 @pytest.mark.parametrize("case", FUSED)
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
-def test_rows_are_those_of_the_steps_taken_by_hand(implementation, case):
+def test_rows_are_those_of_the_steps_taken_by_hand(quantize, case):
     x, options = operands(case)
-    rows = skip_unsupported(jitted)(x, **options, implementation=implementation)
-    expected = quantize_rows(jnp.asarray(by_hand(x, **options), jnp.float32), implementation="reference")
-    assert_within_the_contract(rows, expected)
+    rows = quantize(x, **options)
+    assert_within_the_contract(rows, codes_of(by_hand(x, **options)))
+
+
+def test_the_reference_takes_the_steps_too():
+    """Of which XLA is given all but the fast rotation."""
+    rows = jitted(X, **STEPS["all"], implementation="reference")
+    assert_within_the_contract(rows, codes_of(by_hand(X, **STEPS["all"])))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +116,9 @@ def test_rows_are_those_of_the_steps_taken_by_hand(implementation, case):
     [dict(symmetric=False, with_sum=True), dict(bits=4), dict(bits=6, symmetric=False), dict(dtype=FP8)],
     ids=["int8 asym", "int4", "int6 asym", "fp8"],
 )
-def test_all_kinds_of_codes_come_after_the_steps(quantize, steps, codes):
-    expected = quantize_rows(
-        jnp.asarray(by_hand(X, **steps), jnp.float32), **codes, implementation="reference"
-    )
-    rows = quantize(X, **steps, **codes)
+def test_all_kinds_of_codes_come_after_the_steps(quantize, codes):
+    expected = codes_of(by_hand(X, **STEPS["all"]), **codes)
+    rows = quantize(X, **STEPS["all"], **codes)
     assert_within_the_contract(rows, expected)
     if codes.get("with_sum"):
         np.testing.assert_array_equal(rows.sum, np.asarray(rows.codes, int).sum(1, keepdims=True))
@@ -135,15 +126,13 @@ def test_all_kinds_of_codes_come_after_the_steps(quantize, steps, codes):
 
 def test_a_static_scale_is_of_what_the_steps_make(quantize, steps):
     given = dict(scale=jnp.asarray([[0.02]]), zero=jnp.asarray([[-5]], jnp.int8), symmetric=False)
-    expected = quantize_rows(
-        jnp.asarray(by_hand(X, **steps), jnp.float32), **given, implementation="reference"
-    )
+    expected = codes_of(by_hand(X, **steps), **given)
     assert_within_the_contract(quantize(X, **steps, **given), expected)
 
 
 def test_a_balance_by_powers_of_two_divides_bit_for_bit(quantize):
     balance = 2.0 ** jnp.round(4 * jax.random.normal(jax.random.key(4), (64,)))
-    assert_same(quantize(X, balance=balance), quantize_rows(X / balance, implementation="reference"))
+    assert_same(quantize(X, balance=balance), codes_of(X / balance))
 
 
 def test_a_balance_of_one_and_blocks_of_one_channel_change_nothing(quantize):
@@ -157,14 +146,14 @@ def test_rotated_integers_are_quantized_bit_for_bit(quantize, block):
     expected = by_hand(x, signs=SIGNS, block=block).astype(np.float32)
     assert_same(
         quantize(jnp.asarray(x), signs=SIGNS, block=block),
-        quantize_rows(jnp.asarray(expected), implementation="reference"),
+        codes_of(expected),
     )
 
 
 def test_a_rotation_is_that_of_the_hadamard_op(quantize):
     for regular in (False, True):
         rows = quantize(X, block=64, regular=regular)
-        expected = quantize_rows(hadamard(X, block=64, regular=regular), implementation="reference")
+        expected = codes_of(hadamard(X, block=64, regular=regular))
         assert_within_the_contract(rows, expected)
 
 

@@ -9,7 +9,7 @@ from pallas_kernels import compat, dispatch
 from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.quantize_rows import Rows, mosaic_gpu, quantize_rows
 from pallas_kernels.rows import Tiles
-from tests.pallas_kernels.test_quantize_rows_fused import assert_within_the_contract
+from tests.pallas_kernels.same_rows import assert_same, assert_within_the_contract
 
 FP8 = jnp.float8_e4m3fn
 PLAIN = dict(
@@ -52,10 +52,6 @@ def interpreted(x, *, tiles=ONE_WARP, races=False, **options):
 
 def reference(x, **options):
     return quantize_rows(x, **options, implementation="reference")
-
-
-def assert_same(rows, expected):
-    jax.tree.map(np.testing.assert_array_equal, rows, expected)
 
 
 @pytest.mark.parametrize("codes", FORMATS)

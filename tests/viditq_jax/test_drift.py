@@ -107,6 +107,23 @@ def test_outliers_show_in_the_incoherence_and_in_the_noise() -> None:
     assert json.loads(json.dumps(hard["blocks/0/attn/qkv"].to_json()))["incoherence"] > 10
 
 
+def test_what_prepares_an_input_shows_in_its_incoherence() -> None:
+    """A rotation spreads an outlier over all channels; a layer without transforms changes nothing."""
+    plain_one = tiny.pipeline()
+    stressed = dataclasses.replace(plain_one, denoiser=stress(plain_one.denoiser))
+    rotate = Rule(
+        ("blocks/0/mlp/fc1",), Spec.parse("int8/channel"), Spec.parse("int8/token"), prepare=("hadamard",)
+    )
+    plainly = Rule(("blocks/1/mlp/fc1",), Spec.parse("int8/channel"), Spec.parse("int8/token"))
+    found = layer_noise(stressed, stressed.quantized(Recipe((rotate, plainly))), PROMPTS)
+    rotated, same = found["blocks/0/mlp/fc1"], found["blocks/1/mlp/fc1"]
+    assert max(rotated.prepared_incoherence_steps) < min(rotated.incoherence_steps) / 2
+    assert same.prepared_incoherence_steps == pytest.approx(same.incoherence_steps, rel=1e-5)
+    assert rotated.to_json()["prepared_incoherence"] == pytest.approx(
+        max(rotated.prepared_incoherence_steps), rel=1e-5
+    )
+
+
 def test_balances_that_moved_to_other_layers_count_as_no_noise() -> None:
     """The quantized attn/proj takes inputs that attn/qkv divided: in other units than the float model's."""
     pipeline = tiny.pipeline()

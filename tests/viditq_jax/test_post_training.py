@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests import tiny
 from viditq_jax.pipeline import Pipeline
@@ -44,3 +45,11 @@ def test_a_bfloat16_pipeline_is_tuned_too():
     assert np.isfinite(tuned.latents(PROMPTS[:1])).all()
     error = tuned.facts["layers"]["blocks/0/mlp/fc1"]["weight_error"]
     assert 0 < error < 0.3
+
+
+def test_a_tuning_that_cannot_be_is_refused_before_any_calibration():
+    rule = Rule(("blocks/*",), Spec.parse("fp8/channel"), Spec.parse("fp8/token"), ("balance",))
+    seen = []
+    with pytest.raises(ValueError, match="fp8/channel is no integer"):
+        quantize_pipeline(tiny.pipeline(), Recipe((rule,), tuning="brecq"), PROMPTS, advance=seen.append)
+    assert not seen

@@ -135,7 +135,7 @@ _AUDITED = {
 def _audit_text(layer: dict[str, Any]) -> str:
     """A quantized layer in a line: rule, transforms, bytes, incoherence before and after, error."""
     before, after = (_figure(value) for value in layer["input_incoherence"])
-    inputs = "" if before is None else f", input {before} -> {after or 'not known after a rotation'}"
+    inputs = "" if before is None else f", input {before} -> {after or 'rotated, measured by evaluate'}"
     return (
         f"rule {layer['rule']}: {_steps(layer)}{' (balance folded)' if layer['folded'] else ''}; "
         f"{layer['bytes']} bytes ({layer['bytes'] / layer['bfloat16_bytes']:.3f}x); incoherence: weight "

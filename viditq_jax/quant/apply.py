@@ -50,9 +50,10 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
 
 
 def check_recipe(net: Net, recipe: Recipe) -> None:
-    """Raise what `quantize` would of a recipe that is impossible for the net, without computing anything."""
-    if not any(isinstance(weight, jax.core.Tracer) for weight in net.weights().values()):
-        quantize(jax.eval_shape(lambda net: net, net), recipe)
+    """Raise what `quantize` and the recipe's tuning would of a net of these shapes; nothing is computed."""
+    small = quantize(jax.eval_shape(lambda net: net, net), recipe)
+    if recipe.tuning:
+        find_method("tuning", recipe.tuning).module.check(small)
 
 
 def _check_stats(recipe: Recipe, rules: dict[str, Rule], stats: Stats, weights: dict[str, Any]) -> None:

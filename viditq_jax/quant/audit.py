@@ -24,7 +24,7 @@ def audit(net: Net, quantized: Net, recipe: Recipe, stats: Stats | None = None) 
     net: the float Net that `quantized` was made from by `recipe` and `stats`.
     incoherence: largest over mean of all numbers of a matrix, before and after the weight is prepared;
         input_incoherence the same of the inputs, the largest over the ranges, where they were calibrated, and
-        null after a rotation, which statistics of channels do not tell.
+        null after a rotation, which statistics of channels do not tell (`drift.layer_noise` measures it).
     weight_error: norm of the error over the norm of the prepared weight, the low-rank branch included.
     """
     rules = recipe.resolve(net.weights())

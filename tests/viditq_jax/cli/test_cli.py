@@ -22,7 +22,7 @@ from viditq_jax.cli.generate import Options as GenerateOptions
 from viditq_jax.cli.generate import default_folder
 from viditq_jax.load import load_pipeline
 
-VERBS = ("calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report")
+VERBS = ("bench", "calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_statistics_of_a_file_quantize_as_those_made_on_the_way(
     assert re.search(
         r"rule 2: balance:alpha=0.5 \+ hadamard:block=32 \+ nearest \(balance folded\); \d+ bytes", shown
     )
-    assert re.search(r"input [\d.]+ -> not known after a rotation; weight error [\d.]+%", shown)
+    assert re.search(r"input [\d.]+ -> rotated, measured by evaluate; weight error [\d.]+%", shown)
 
 
 def test_a_truncated_checkpoint_is_refused(

@@ -45,7 +45,7 @@ class Options:
     order: round inputs with the most energy first, while many are left to make up for them (the paper's
         code calls it act-order).
     static_groups: scales of groups are those of the original weight; else those of the weight as it is when
-        its group begins, which order=true cannot give: it scatters the inputs of a group.
+        its group begins, which needs order=false: order=true scatters the inputs of a group.
 
     The defaults are what measured best: errors at the outputs relative to nearest rounding, of a 192 x 384
     weight at int4/group64 with correlated inputs (covariance with eigenvalues 1/i), are 0.21 by default, 0.30
@@ -65,6 +65,10 @@ class Options:
             )
         if self.range not in RANGES:
             raise ValueError(f"range={self.range}; choose {' or '.join(RANGES)}.")
+        if self.order and not self.static_groups:
+            raise ValueError(
+                "order=true scatters the inputs of a group, so static_groups=false needs order=false."
+            )
 
 
 def fit(
@@ -76,8 +80,6 @@ def fit(
     """The weight in codes whose errors make up for each other; no row is worse than by nearest."""
     gram = required("gptq", gram)
     refuse("gptq", weight, spec)
-    if spec.granularity == "group" and options.order and not options.static_groups:
-        raise ValueError(f"{spec}: order=true scatters the inputs of a group; add static_groups=true.")
     weight = weight.astype(jnp.float32)
     if not isinstance(gram, jax.core.Tracer | jax.ShapeDtypeStruct) and not bool(
         jnp.isfinite(_feedback(damped(gram, options.damping))).all()

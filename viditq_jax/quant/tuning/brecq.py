@@ -94,7 +94,7 @@ def tune(
     advance: called with 1 after each block.
     Raises ValueError for layers that cannot be tuned, and blocks that are not called so.
     """
-    _check(net)
+    check(net)
     x, others = _recorded(run, net, batches)
     wanted, others_wanted = _recorded(run, target, batches)
     samples = _samples(len(x), options)
@@ -118,7 +118,8 @@ def tune(
     return net.map_weights(lambda path, weight: tuned.get(path, weight))
 
 
-def _check(net: Net) -> None:
+def check(net: Net) -> None:
+    """Raise ValueError for a net whose layers cannot be tuned; shapes are enough."""
     weights = net.weights()
     inside = {path: weight for path, weight in weights.items() if path.startswith("blocks/")}
     if not inside:
