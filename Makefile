@@ -1,6 +1,7 @@
 # `make demo` and `make test` each work alone on a machine with Python 3.11 and make: they create .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
 .PHONY: demo test lint format clean check-kernels record-kernels
 # Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time.
@@ -33,6 +34,7 @@ check-kernels-%: .venv-kernels/.installed
 		tests/machine_code --target $* $(OPTIONS)
 
 .venv-kernels/.installed: pyproject.toml
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv-kernels
 	.venv-kernels/bin/python -m pip install --quiet --editable '.[kernels]' || { \
 		echo 'check-kernels: the wheels could not be installed, so NO kernel was checked.' >&2; \
@@ -40,7 +42,7 @@ check-kernels-%: .venv-kernels/.installed
 	touch $@
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml | .venv/bin/python
