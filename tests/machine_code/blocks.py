@@ -31,11 +31,13 @@ class Block:
     """A block in bfloat16, quantized by a packaged recipe.
 
     implementation: of every op; None leaves the choice to `dispatch`.
+    moves: bytes through memory, "less" or "more" than the block in bfloat16; "" promises neither.
     """
 
     recipe: str
     implementation: str | None = None
     targets: tuple[str, ...] = tuple(TARGETS)
+    moves: str = ""
 
     @property
     def name(self) -> str:
@@ -67,10 +69,10 @@ class Block:
 
 BLOCKS = [
     Block("float"),
-    Block("w8a8-dynamic", "xla"),
-    Block("w8a8", "xla"),
-    Block("w8a8-dynamic", targets=("sm_90",)),
-    Block("w8a8", targets=("sm_90",)),
+    Block("w8a8-dynamic", "xla", moves="more"),
+    Block("w8a8", "xla", moves="more"),
+    Block("w8a8-dynamic", targets=("sm_90",), moves="less"),
+    Block("w8a8", targets=("sm_90",)),  # rotates its inputs in a pass of its own
 ]
 
 
