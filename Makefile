@@ -4,8 +4,8 @@ BIN := .venv/bin
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
 .PHONY: demo test lint format clean check-kernels record-kernels
-# Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time.
-TARGETS := sm_80 sm_89 sm_90
+# Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time, the longest first.
+TARGETS := sm_90 sm_80 sm_89
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py

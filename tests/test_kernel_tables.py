@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.kernel_tables import PAGE, support, with_tables
+from benchmarks.kernel_tables import PAGE, ROOT, support, with_tables
 from pallas_kernels import dispatch
 from tests.machine_code.record import machine_code
 from tests.machine_code.rows import OPS, ROWS
@@ -13,6 +13,11 @@ def test_the_committed_tables_are_those_that_the_command_makes() -> None:
     """Otherwise: python -m benchmarks.kernel_tables."""
     page = PAGE.read_text(encoding="utf-8")
     assert with_tables(page) == page
+
+
+def test_every_op_is_in_the_tables() -> None:
+    folders = {file.parent.name for file in (ROOT / "pallas_kernels").glob("*/reference.py")}
+    assert folders == OPS.keys() == {row.op for row in ROWS}
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -28,11 +28,17 @@ CUDA = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13"
 # A tile of products that XLA would find by timing; where it cannot time, it takes one of 16 x 8.
 GEMM_TILE = "block_m: 128 block_n: 128 block_k: 64 num_stages: 3 num_warps: 8 num_ctas: 1"
 SERIALIZED = ("C7510", "C7512")  # the assembler's word that it makes each wgmma wait for the one before
+_said: dict[
+    bytes, str
+] = {}  # by the assembler, of each GPU binary: Mosaic assembles equal kernels once a process
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its text, its GPU binaries, what the assembler said of kernels written by hand."""
+    """A compiled program: its text, its GPU binaries, what the assembler said of kernels written by hand.
+
+    It may have said it of several programs at a time.
+    """
 
     module: hlo.Module
     cubins: tuple[bytes, ...] = dataclasses.field(repr=False)
@@ -80,8 +86,9 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any, tile: str | Non
     """Compile fn for a target. args: pytrees of `jax.ShapeDtypeStruct`. tile: of XLA's own products."""
     compiled, log = _compiled(target, fn, args, tile)
     cubins = executable.cubins(compiled.runtime_executable().serialize())
+    logs = dict.fromkeys(_said.setdefault(cubin, log) for cubin in cubins)
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    return Program(hlo.Module(compiled.as_text()), tuple(cubins), log, temporary)
+    return Program(hlo.Module(compiled.as_text()), tuple(cubins), "".join(logs), temporary)
 
 
 def _compiled(target: str, fn: Callable[..., Any], args: Any, tile: str | None) -> tuple[Any, str]:

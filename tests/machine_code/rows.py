@@ -10,24 +10,13 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.hadamard import hadamard
+from pallas_kernels.layers import LAYERS
 from pallas_kernels.packed_matmul import packed_matmul
 from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.scaled_matmul import scaled_matmul
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function, and the shapes of what it takes
 
-# Linear layers as (m, k, n): tokens, inputs, outputs; guidance doubles the tokens of a picture.
-SHAPES = {
-    "pixart-sigma-1024 attn/qkv": (8192, 1152, 3456),
-    "pixart-sigma-1024 attn/proj": (8192, 1152, 1152),
-    "pixart-sigma-1024 mlp/fc1": (8192, 1152, 4608),
-    "pixart-sigma-1024 mlp/fc2": (8192, 4608, 1152),
-    "pixart-sigma-512 attn/qkv": (2048, 1152, 3456),
-    "pixart-sigma-512 attn/proj": (2048, 1152, 1152),
-    "flux-like 1024 double/qkv": (4608, 3072, 9216),
-    "flux-like 1024 single/linear2": (4608, 15360, 3072),
-    "pixart t_block": (2, 1152, 6912),
-}
 INT8 = {"sm_80": "IMMA", "sm_89": "IMMA", "sm_90": "IGMMA"}
 WITHOUT = dict.fromkeys(INT8, "")
 FP8 = jnp.float8_e4m3fn
@@ -37,25 +26,29 @@ FP8 = jnp.float8_e4m3fn
 class Row:
     """One op at one shape through one implementation.
 
+    layer: one of `pallas_kernels.layers`, whose tokens, inputs and outputs it has.
     options: optional operands by name, made with the shapes that the contract gives them; and "gelu", "sum",
         "asymmetric", "group 128", "block 32".
     instruction: per target, the tensor-core instruction that must be in it; "" where there is no product, or
         one by a library.
     dtype: of the codes.
+    loop_spills: the most stores to and loads from local memory that may stand in its loop over k; a reason
+        stands beside it.
     """
 
     op: str
     implementation: str
-    shape: str
+    layer: str
     instruction: dict[str, str]
     options: tuple[str, ...] = ()
     dtype: Any = jnp.int8
+    loop_spills: int = 0
 
     @property
     def name(self) -> str:
         """Unique among the rows."""
         codes = () if self.dtype == jnp.int8 else (jnp.dtype(self.dtype).name,)
-        return ", ".join([f"{self.op}/{self.implementation} {self.shape}", *codes, *self.options])
+        return ", ".join([f"{self.op}/{self.implementation} {self.layer}", *codes, *self.options])
 
     def program(self) -> Program:
         """What to compile."""
@@ -94,7 +87,7 @@ def _array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _matmul(row: Row) -> Program:
-    m, k, n = SHAPES[row.shape]
+    m, k, n, *_ = LAYERS[row.layer]
     groups = k // (row.number("group") or k)
     packed = row.op == "packed_matmul"
     weight = _array(n, k // 2, dtype=jnp.uint8) if packed else _array(n, k, dtype=row.dtype)
@@ -119,7 +112,7 @@ def _matmul(row: Row) -> Program:
 
 
 def _rows(row: Row) -> Program:
-    m, k, _ = SHAPES[row.shape]
+    m, k, *_ = LAYERS[row.layer]
     modulation = _array(2, k, dtype=jnp.bfloat16)
     given = row.given(
         {
@@ -144,7 +137,7 @@ def _rows(row: Row) -> Program:
 
 
 def _rotation(row: Row) -> Program:
-    m, k, _ = SHAPES[row.shape]
+    m, k, *_ = LAYERS[row.layer]
 
     def program(x: jax.Array) -> jax.Array:
         return hadamard(x, block=row.number("block") or k, implementation=row.implementation)
@@ -159,6 +152,10 @@ OPS: dict[str, Callable[[Row], Program]] = {
     "hadamard": _rotation,
 }
 _ROTATED = ("balance", "signs", "block 32", "sum")  # what the recipe w8a8 does to an input
+_WEIGHTS = ("w_zero", "x_sum", "bias")  # asymmetric weights, as the packaged recipes have them
+_BOTH = ("x_zero", "w_sum", *_WEIGHTS)
+_PACKED = ("w_zero", "bias")
+_GATED = ("residual", "gate")
 ROWS = [
     Row("scaled_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8),
     Row("scaled_matmul", "xla", "pixart-sigma-1024 attn/qkv", INT8, ("w_zero", "x_sum", "bias")),
@@ -172,12 +169,63 @@ ROWS = [
     Row("quantize_rows", "xla", "pixart-sigma-1024 mlp/fc2", WITHOUT, ("gelu", "sum")),
     Row("hadamard", "xla", "pixart-sigma-1024 attn/qkv", WITHOUT, ("block 32",)),
     *(
-        Row("quantize_rows", "mosaic_gpu", shape, {"sm_90": ""}, options)
-        for shape, options in (
+        Row("scaled_matmul", "mosaic_gpu", layer, {"sm_90": "IGMMA"}, options)
+        for layer, options in (
+            ("pixart-sigma-1024 attn/qkv", ()),
+            ("pixart-sigma-1024 attn/qkv", _WEIGHTS),
+            ("pixart-sigma-1024 attn/qkv", _BOTH),
+            ("pixart-sigma-1024 attn/proj", ("bias", *_GATED)),
+            ("pixart-sigma-1024 attn/proj", (*_WEIGHTS, *_GATED)),
+            ("pixart-sigma-1024 mlp/fc1", ("bias", "gelu")),
+            ("pixart-sigma-1024 mlp/fc1", (*_WEIGHTS, "gelu")),
+            ("pixart-sigma-1024 mlp/fc2", ("bias",)),
+            ("pixart-sigma-1024 mlp/fc2", ("bias", *_GATED)),
+            ("pixart-sigma-1024 mlp/fc2", (*_WEIGHTS, *_GATED)),
+            ("pixart-sigma-512 attn/qkv", _WEIGHTS),
+            ("pixart-sigma-512 cross_attn/proj", (*_WEIGHTS, "residual")),
+            ("flux-like 1024 double/qkv", _WEIGHTS),
+            ("few rows pixart t_block", _WEIGHTS),
+            ("pixart-sigma-1024 attn/qkv", (*_WEIGHTS, "group 128")),
+            ("pixart-sigma-1024 attn/proj", (*_WEIGHTS, *_GATED, "group 64")),
+            ("pixart-sigma-1024 attn/qkv", (*_WEIGHTS, "group 32")),
+            ("pixart-sigma-1024 mlp/fc1", (*_WEIGHTS, "gelu", "group 128")),
+            ("pixart-sigma-1024 mlp/fc2", (*_WEIGHTS, *_GATED, "group 128")),
+        )
+    ),
+    Row(  # with clusters of one block, nothing spills here
+        "scaled_matmul",
+        "mosaic_gpu",
+        "flux-like 1024 single/linear2",
+        {"sm_90": "IGMMA"},
+        (*_WEIGHTS, *_GATED),
+        loop_spills=3,
+    ),
+    Row(  # each step ends a group, whose sums, zero points and totals do not fit into registers
+        "scaled_matmul",
+        "mosaic_gpu",
+        "pixart-sigma-1024 attn/qkv",
+        {"sm_90": "IGMMA"},
+        (*_BOTH, "group 32"),
+        loop_spills=12,
+    ),
+    *(
+        Row("packed_matmul", "mosaic_gpu", layer, {"sm_90": "IGMMA"}, options)
+        for layer, options in (
+            ("pixart-sigma-1024 attn/qkv", _PACKED),
+            ("pixart-sigma-1024 mlp/fc1", (*_PACKED, "gelu")),
+            ("pixart-sigma-1024 mlp/fc2", (*_PACKED, *_GATED)),
+            ("pixart-sigma-1024 attn/qkv", (*_PACKED, "group 128")),
+            ("pixart-sigma-1024 attn/proj", (*_PACKED, *_GATED, "group 64")),
+        )
+    ),
+    *(
+        Row("quantize_rows", "mosaic_gpu", layer, {"sm_90": ""}, options)
+        for layer, options in (
             ("pixart-sigma-1024 attn/qkv", ()),
             ("pixart-sigma-1024 attn/qkv", ("scale",)),
             ("pixart-sigma-1024 attn/qkv", ("asymmetric", "sum")),
             ("pixart-sigma-1024 attn/qkv", ("modulation", "sum")),
+            ("pixart-sigma-1024 attn/qkv", ("modulation", "balance", "sum")),
             ("pixart-sigma-1024 attn/qkv", ("modulation", *_ROTATED)),
             ("pixart-sigma-1024 attn/proj", _ROTATED),
             ("pixart-sigma-1024 mlp/fc2", ("gelu", "sum")),

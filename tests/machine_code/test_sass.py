@@ -1,8 +1,10 @@
 """Counting instructions: what the disassembler and the object dumper print, in short."""
 
+from collections import Counter
+
 import pytest
 
-from tests.machine_code.sass import kernels
+from tests.machine_code.sass import SPILL_LOADS, SPILL_STORES, count, functions, kernels
 
 LISTING = """
 	.target	sm_90a
@@ -22,6 +24,27 @@ product:
 	.section	.text.rows,"ax",@progbits
         /*0000*/                   EXIT ;
 	.section	.nv.constant0.rows,"a",@progbits
+"""
+NESTED = """
+	.section	.text.nested,"ax",@progbits
+.text.nested:
+        /*0000*/                   MOV R1, R2 ;
+.L_x_1:
+        /*0010*/                   STL [R1], R24   (*"SpillRef"*);
+        /*0020*/                   IGMMA.B R24, gdesc[UR12], R24 ;
+.L_x_2:
+.L_x_3:
+        /*0030*/                   SYNCS.PHASECHK P0, [UR4] ;
+        /*0040*/              @!P0 BRA `(.L_x_3) ;
+        /*0050*/                   IGMMA.A R24, gdesc[UR12], R24 ;
+        /*0060*/               @P3 BRA `(.L_x_2) ;
+        /*0070*/                   LDL R24, [R1] ;
+        /*0080*/               @P1 BRA `(.L_x_4) ;
+        /*0090*/               @P2 BRA `(.L_x_1) ;
+.L_x_4:
+        /*00a0*/                   EXIT ;
+.L_x_5:
+        /*00b0*/                   BRA `(.L_x_5);
 """
 RESOURCES = """
 Resource usage:
@@ -45,13 +68,26 @@ def test_instructions_are_counted_by_kernel_with_and_without_a_predicate() -> No
 
 def test_a_name_counts_with_every_suffix_and_no_other_name_with_it() -> None:
     product, _ = kernels(LISTING, RESOURCES)
-    assert product.count("IGMMA") == 2
-    assert product.count("IMMA", "HGMMA", "MMA") == 0
+    assert count(product.instructions, "IGMMA") == 2
+    assert count(product.instructions, "IMMA", "HGMMA", "MMA") == 0
 
 
 def test_local_memory_is_a_spill() -> None:
     product, rows = kernels(LISTING, RESOURCES)
-    assert (product.spills, rows.spills) == (2, 0)
+    assert count(product.instructions, SPILL_STORES) == count(product.instructions, SPILL_LOADS) == 1
+    assert not count(rows.instructions, SPILL_STORES, SPILL_LOADS)
+
+
+def test_the_inner_loop_is_the_smallest_around_products_and_first_steps_before_it_are_not_in_it() -> None:
+    """A loop over tiles has a product of its own, then the loop over k, which waits in a third."""
+    (body,) = functions(NESTED).values()
+    assert body.inner() == Counter({"SYNCS.PHASECHK": 1, "IGMMA.A": 1, "BRA": 2})
+
+
+def test_without_a_loop_over_k_the_loop_over_tiles_is_the_inner_one() -> None:
+    """As the compiler unrolls few steps."""
+    (body,) = functions(NESTED.replace("@P3 BRA `(.L_x_2)", "NOP")).values()
+    assert count(body.inner(), SPILL_STORES, SPILL_LOADS) == 2
 
 
 def test_listings_of_different_binaries_are_refused() -> None:
