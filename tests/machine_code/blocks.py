@@ -90,8 +90,7 @@ def _core(kv: tuple[jax.Array, jax.Array], attended: list[jax.Array], reads: lis
     """Stands for attention: notes its inputs, but for the prompt's, which are in memory already."""
     given = iter(attended)
 
-    def attention(*inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        del mask
+    def attention(*inputs: jax.Array, **_: Any) -> jax.Array:
         fresh = [x for x in inputs if all(x is not of_prompt for of_prompt in kv)]
         reads.extend(fresh)
         return jax.lax.optimization_barrier((next(given), *fresh))[0]  # not before its inputs are there
