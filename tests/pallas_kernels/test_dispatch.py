@@ -12,7 +12,7 @@ X = jnp.ones((2, 4), jnp.int8)
 ONE = jnp.ones((2, 1), jnp.float32)
 
 
-@pytest.mark.parametrize("op", ["scaled_matmul", "packed_matmul", "quantize_rows"])
+@pytest.mark.parametrize("op", ["scaled_matmul", "packed_matmul", "quantize_rows", "attention"])
 def test_xla_is_asked_last_and_the_reference_is_never_chosen(op):
     names = dispatch.implementations(op)
     assert names[-1] == "xla"

@@ -15,6 +15,7 @@ from viditq_jax.cli._common import working
 from viditq_jax.load import config_from_json, load_pipeline
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.plugins import find
+from viditq_jax.quant.attention import TOKENS, attentions
 from viditq_jax.quant.qweight import quantized_part
 from viditq_jax.quant.ranges import PerRange
 from viditq_jax.quant.recipe import Recipe, load_recipe
@@ -28,7 +29,7 @@ class Options:
     what: Annotated[str, tyro.conf.Positional] = "default"
     """An artifact, a checkpoint, "default", or a recipe."""
     layers: bool = False
-    """List every linear layer of the denoiser."""
+    """List every linear layer of the denoiser, and the attention modules that can have 8 bits."""
     export: Path | None = None
     """Write the float denoiser to this .safetensors file."""
     format: str = "original"
@@ -85,6 +86,9 @@ def _facts(pipeline: Pipeline, layers: bool) -> dict[str, Any]:
         facts["layers"] = {
             path: {"what": _weight_text(weight), **audited.get(path, {})}
             for path, weight in pipeline.denoiser.weights().items()
+        } | {
+            path: {"what": f"queries and keys {'float' if bits is None else TOKENS}"}
+            for path, bits in attentions(pipeline.denoiser).items()
         }
     return facts
 
@@ -164,6 +168,10 @@ def _recipe_text(name: str, recipe: Recipe) -> str:
         lines.append(
             f"  {', '.join(rule['match'])}\n    weight {rule['weight'] or 'float'}, input "
             f"{rule['act'] or 'float'}{steps}. {rule['why']}"
+        )
+    for attention in recipe.attention:
+        lines.append(
+            f"  {', '.join(attention.match)}\n    queries and keys {attention.qk or 'float'}. {attention.why}"
         )
     return "\n".join(lines)
 

@@ -100,6 +100,7 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, cfg: Config, *, compress: bool, rngs: nnx.Rngs):
         self.heads = cfg.heads
+        self.qk_bits: int | None = None
         self.qkv = Linear(cfg.width, 3 * cfg.width, rngs=rngs)
         self.proj = Linear(cfg.width, cfg.width, rngs=rngs)
         self.q_norm = LayerNorm(cfg.width, eps=1e-5, rngs=rngs) if cfg.qk_norm else None
@@ -120,7 +121,7 @@ class SelfAttention(nnx.Module):
             grids = (rearrange(part, "b (h w) d -> b h w d", h=height) for part in (k, v))
             k, v = (self.norm(rearrange(self.sr(grid), "b h w d -> b (h w) d")) for grid in grids)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        return self.proj(merge_heads(attention(q, k, v)))
+        return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)))
 
 
 class CrossAttention(nnx.Module):

@@ -1,29 +1,15 @@
-"""Scaled dot-product attention; the softmax is in float32."""
+"""Self-attention, and what other attention modules share: the op `attention`, and heads.
 
-import jax
+A module with a field `qk_bits` may have its queries and keys in 8 bits; see `quant/attention.py`.
+"""
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from pallas_kernels.attention import attention
 from viditq_jax.nn.linear import Linear, Modulated
-
-
-def attention(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b l h d"],
-    v: Float[Array, "b l h d"],
-    *,
-    mask: Bool[Array, "b #h #n l"] | None = None,
-    bias: Float[Array, "#b h n l"] | None = None,
-    scale: float | None = None,
-) -> Float[Array, "b n h d"]:
-    """softmax(q k^T * scale + bias) v for each head.
-
-    mask: False keys take no part. scale: 1/sqrt(d) where not given.
-    """
-    with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, bias=bias, scale=scale)
 
 
 def split_heads(x: Float[Array, "b n hd"], heads: int) -> Float[Array, "b n h d"]:
@@ -45,6 +31,7 @@ class SelfAttention(nnx.Module):
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads; choose a divisor.")
         self.heads = heads
+        self.qk_bits: int | None = None
         self.qkv = Linear(width, 3 * width, rngs=rngs)
         self.proj = Linear(width, width, rngs=rngs)
 
@@ -58,4 +45,4 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"] | Modulated) -> Float[Array, "b n d"]:
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        return self.proj(merge_heads(attention(q, k, v)))
+        return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)))

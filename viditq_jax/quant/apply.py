@@ -1,4 +1,7 @@
-"""quantize: from a Net and a Recipe to a Net with quantized weights. The graphdef stays as it is."""
+"""quantize: from a Net and a Recipe to a Net with quantized weights.
+
+The graphdef stays as it is, but for the attention modules that the recipe gives 8 bits.
+"""
 
 import dataclasses
 from functools import partial
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 
 from viditq_jax.net import Net
 from viditq_jax.quant import low_rank
+from viditq_jax.quant.attention import attentions, with_attention
 from viditq_jax.quant.fold import fold, folded
 from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.qweight import QWeight, quantized_part, quantized_weight
@@ -31,6 +35,7 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
     """
     weights = net.weights()
     rules = recipe.resolve(weights)
+    net = with_attention(net, recipe.resolve_attention(attentions(net)))
     if done := [path for path, rule in rules.items() if rule.weight and quantized_part(weights[path])]:
         raise RecipeError(
             f"{len(done)} layers are quantized already ({done[0]}, ...); quantize the unquantized net."

@@ -6,19 +6,22 @@
        "prepare": ["balance:alpha=0.11", "hadamard"], "rounding": "gptq", "why": "..."}]}
 
 The first rule that matches the path of a layer wins; layers that no rule matches stay as they are. Every
-pattern matches something, unless the rule is optional.
+pattern matches something, unless the rule is optional. "attention" is a list of rules likewise, for modules:
+
+    {"match": "blocks/*/attn", "qk": "int8/token", "why": "..."}
 """
 
 import dataclasses
 import difflib
-import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from viditq_jax.quant.attention import AttentionRule
+from viditq_jax.quant.matching import matches, winners
 from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.spec import Spec
 
@@ -54,7 +57,7 @@ class Rule:
 
     def matches(self, path: str) -> bool:
         """Whether one of the patterns matches the path of a layer."""
-        return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.match)
+        return matches(self.match, path)
 
     @property
     def needs_stats(self) -> bool:
@@ -134,6 +137,7 @@ class Recipe:
     """Rules in order of precedence.
 
     ranges: times, rising, at which parameters change during denoising: (501,) means 0 to 500 and from 501 on.
+    attention: rules of the attention modules, in order of precedence; what none matches stays in floats.
     tuning: a file of quant/tuning, with its options, that trains the rounding of whole blocks afterwards.
     correction: "ptqd" measures afterwards how the noise of quantization follows the prediction, and removes
         that part.
@@ -142,6 +146,7 @@ class Recipe:
 
     rules: tuple[Rule, ...]
     ranges: tuple[int, ...] = ()
+    attention: tuple[AttentionRule, ...] = ()
     tuning: str = ""
     correction: str = ""
     source: str = ""
@@ -161,6 +166,8 @@ class Recipe:
     def faults(self) -> list[str]:
         """What makes the recipe impossible for any model, each with the number of its rule."""
         found = [f"rule {i}: {fault}" for i, rule in enumerate(self.rules, 1) for fault in rule.faults()]
+        for i, each in enumerate(self.attention, 1):
+            found += [f"attention rule {i}: {fault}" for fault in each.faults()]
         if any(not 0 < t < 1000 for t in self.ranges) or any(a >= b for a, b in pairwise(self.ranges)):
             found.append(f"ranges: {list(self.ranges)} do not rise between 1 and 999")
         if not found and bool(self.ranges) != any(rule.changes for rule in self.rules):
@@ -172,6 +179,11 @@ class Recipe:
             )
         if self.correction not in ("", "ptqd"):
             found.append(f"correction: {self.correction!r} is not known; known: ptqd")
+        if self.tuning and any(each.qk for each in self.attention):
+            found.append(
+                "tuning: it follows gradients, and queries and keys that are rounded have none; drop it, or"
+                " the attention rules"
+            )
         if self.tuning:
             try:
                 find_method("tuning", self.tuning)
@@ -188,21 +200,7 @@ class Recipe:
         """
         if faults := self.faults():
             raise RecipeError(f"recipe {self.name} is impossible:\n  " + "\n  ".join(faults))
-        matching = {path: [i for i, rule in enumerate(self.rules) if rule.matches(path)] for path in weights}
-        winner = {path: numbers[0] for path, numbers in matching.items() if numbers}
-        for i, rule in enumerate(self.rules):
-            if rule.optional:
-                continue
-            idle = [p for p in rule.match if not any(fnmatch.fnmatchcase(path, p) for path in weights)]
-            for pattern in idle:
-                near = ", ".join(_nearest_paths(pattern, weights))
-                faults.append(
-                    f"rule {i + 1}: {pattern} matches none of the {len(weights)} layers; nearest: {near}. Fix"
-                    f" or delete the pattern, or mark the rule as optional"
-                )
-            if not idle and i not in winner.values():
-                where = f"rule {i + 1}: {' | '.join(rule.match)}"
-                faults.append(f"{where}: earlier rules take all of its layers. Move it up, or delete it")
+        winner, faults = winners(self.rules, weights, rule="rule", what="layers")
         for path, i in winner.items():
             faults += [
                 f"rule {i + 1}: {path}: {reason}" for reason in self.rules[i].misfits(weights[path].shape)
@@ -211,29 +209,44 @@ class Recipe:
             raise RecipeError(f"recipe {self.name} does not fit the model:\n  " + "\n  ".join(faults))
         return {path: self.rules[i] for path, i in winner.items()}
 
+    def resolve_attention(self, modules: Iterable[str]) -> dict[str, AttentionRule]:
+        """The rule of each attention module that has one, of the paths of all; raises as `resolve` does."""
+        winner, faults = winners(
+            self.attention, modules, rule="attention rule", what="attention modules that can have 8 bits"
+        )
+        if faults:
+            raise RecipeError(f"recipe {self.name} does not fit the model:\n  " + "\n  ".join(faults))
+        return {path: self.attention[i] for path, i in winner.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The recipe as it is written in a file; `from_json` gives it back."""
         rules = [rule.to_json() for rule in self.rules]
         facts = {"name": self.name, "source": self.source, "expect": dict(self.expect)}
         after = {"tuning": self.tuning, "correction": self.correction}
-        return {**facts, "ranges": list(self.ranges), **after, "rules": rules}
+        attention = {"attention": [rule.to_json() for rule in self.attention]} if self.attention else {}
+        return {**facts, "ranges": list(self.ranges), **after, "rules": rules, **attention}
 
     @classmethod
     def from_json(cls, data: Any, *, file: str = "recipe") -> "Recipe":
         """Check and build. Raises RecipeError with every fault, with `file` and the number of the rule."""
         faults: list[str] = []
         texts = dict.fromkeys(("name", "source", "tuning", "correction"), str)
-        kinds = {**texts, "expect": dict, "ranges": list, "rules": list}
+        kinds = {**texts, "expect": dict, "ranges": list, "rules": list, "attention": list}
         fields = _checked(data, kinds, "", faults)
         if not fields.get("rules"):
             faults.append("rules: give a list of at least one rule")
         rules = [_rule(item, f"rule {i}: ", faults) for i, item in enumerate(fields.pop("rules", ()), 1)]
+        attention = fields.pop("attention", ())
+        chosen = [_attention(item, f"attention rule {i}: ", faults) for i, item in enumerate(attention, 1)]
         ranges = fields.pop("ranges", [])
         if not all(type(t) is int for t in ranges):
             faults.append(f"ranges: found {ranges!r}, expected a list of integers")
         if not faults:
             recipe = cls(
-                tuple(rule for rule in rules if rule), tuple(ranges), **{"name": Path(file).stem, **fields}
+                tuple(rule for rule in rules if rule),
+                tuple(ranges),
+                tuple(rule for rule in chosen if rule),
+                **{"name": Path(file).stem, **fields},
             )
             faults = recipe.faults()
         if faults:
@@ -276,24 +289,44 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 def _rule(data: Any, where: str, faults: list[str]) -> Rule | None:
     """The rule; None if its fields are faulty."""
-    before = len(faults)
     texts = dict.fromkeys(("weight", "act", "rounding", "why"), str)
     kinds = {**texts, "match": (str, list), "prepare": list, "low_rank": int, "optional": bool}
+    fields = _fields(data, kinds, ("match", "prepare"), ("weight", "act"), where, faults)
+    return None if fields is None else Rule(**fields)
+
+
+def _attention(data: Any, where: str, faults: list[str]) -> AttentionRule | None:
+    """The rule of attention; None if its fields are faulty."""
+    kinds = {"match": (str, list), "qk": str, "optional": bool, "why": str}
+    fields = _fields(data, kinds, ("match",), ("qk",), where, faults)
+    return None if fields is None else AttentionRule(**fields)
+
+
+def _fields(
+    data: Any,
+    kinds: dict[str, Any],
+    lists: tuple[str, ...],
+    specs: tuple[str, ...],
+    where: str,
+    faults: list[str],
+) -> dict[str, Any] | None:
+    """The fields of a rule, texts of lists and specs made what they stand for; None if one is faulty."""
+    before = len(faults)
     fields = _checked(data, kinds, where, faults)
     match = fields.get("match", [])
     fields["match"] = [match] if isinstance(match, str) else match
     if isinstance(data, dict) and not fields["match"]:
         faults.append(f"{where}match: give a pattern or a list of patterns")
-    for key in ("match", "prepare"):
+    for key in lists:
         if not all(isinstance(item, str) for item in fields.setdefault(key, [])):
             faults.append(f"{where}{key}: found {fields[key]!r}, expected texts")
         fields[key] = tuple(fields[key])
-    for key in ("weight", "act"):
+    for key in specs:
         try:
             fields[key] = Spec.parse(fields[key]) if key in fields else None
         except ValueError as error:
             faults.append(f"{where}{key}: {error}")
-    return Rule(**fields) if len(faults) == before else None
+    return fields if len(faults) == before else None
 
 
 def _checked(data: Any, kinds: dict[str, Any], where: str, faults: list[str]) -> dict[str, Any]:
@@ -315,7 +348,3 @@ def _checked(data: Any, kinds: dict[str, Any], where: str, faults: list[str]) ->
         elif value is not None:
             good[key] = value
     return good
-
-
-def _nearest_paths(pattern: str, paths: Mapping[str, Any]) -> list[str]:
-    return difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or list(paths)[:3]

@@ -113,7 +113,9 @@ def test_quantize_generate_and_evaluate_work_together(
     assert 15 < values["psnr_db"] < 60
     assert 0 < values["ssim"] < 1
     assert main(["inspect", str(tmp_path / "w8"), "--layers"]) == 0
-    assert re.search(r"blocks/0/attn/qkv +int8/channel", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(r"blocks/0/attn/qkv +int8/channel", shown)
+    assert re.search(r"blocks/0/attn +queries and keys float", shown)
 
 
 def test_statistics_of_a_file_quantize_as_those_made_on_the_way(

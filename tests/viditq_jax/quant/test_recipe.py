@@ -8,6 +8,7 @@ import pytest
 
 from viditq_jax.models import dit, pixart
 from viditq_jax.net import abstract
+from viditq_jax.quant.attention import attentions
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
 from viditq_jax.quant.spec import Spec
 
@@ -21,7 +22,7 @@ SHAPES = {
     }.items()
 }
 BASELINES = ("naive-static", "smoothquant", "quarot", "q-diffusion", "ptqd")
-OURS = ("float", "w8a8", "w8a8-dynamic", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
+OURS = ("float", "w8a8", "w8a8-dynamic", "w8a8-fast", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
 PACKAGED = sorted([*OURS, *(f"{name}-{bits}" for name in BASELINES for bits in ("w8a8", "w4a8"))])
 
 
@@ -185,7 +186,7 @@ def test_packaged_recipes_resolve_and_quantize_the_linears_of_the_blocks_alone(n
     packaged = load_recipe(name)
     assert packaged.name == name
     assert packaged.source
-    assert all(rule.why for rule in packaged.rules)
+    assert all(rule.why for rule in (*packaged.rules, *packaged.attention))
     weights = NETS[net].weights()
     rules = packaged.resolve(weights)
     assert set(rules) == set(weights)
@@ -196,6 +197,8 @@ def test_packaged_recipes_resolve_and_quantize_the_linears_of_the_blocks_alone(n
     blocks = {path.split("/")[1] for path in weights if path.startswith("blocks/")}
     expected = {f"blocks/{i}/{layer}" for i in blocks for layer in per_block}
     assert quantized == (set() if name == "float" else expected)
+    modules = attentions(NETS[net])
+    assert set(packaged.resolve_attention(modules)) == (set(modules) if name == "w8a8-fast" else set())
 
 
 def test_no_recipe_is_packaged_without_this_test():
