@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.attention import attention
 from pallas_kernels.hadamard import hadamard
 from pallas_kernels.layers import LAYERS
 from pallas_kernels.packed_matmul import packed_matmul
@@ -20,6 +21,7 @@ Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function, and the shap
 INT8 = {"sm_80": "IMMA", "sm_89": "IMMA", "sm_90": "IGMMA"}
 WITHOUT = dict.fromkeys(INT8, "")
 FP8 = jnp.float8_e4m3fn
+LIBRARIES = {"cudnn"}  # implementations by a library that is not among the wheels: nothing compiles them here
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Row:
 
     layer: one of `pallas_kernels.layers`, whose tokens, inputs and outputs it has.
     options: optional operands by name, made with the shapes that the contract gives them; and "gelu", "sum",
-        "asymmetric", "group 128", "block 32".
+        "asymmetric", "group 128", "block 32", "qk_bits 8".
     instruction: per target, the tensor-core instruction that must be in it; "" where there is no product, or
         one by a library.
     dtype: of the codes.
@@ -145,11 +147,22 @@ def _rotation(row: Row) -> Program:
     return program, (_array(m, k, dtype=jnp.bfloat16),)
 
 
+def _attention(row: Row) -> Program:
+    m, k, *_ = LAYERS[row.layer]
+    heads = _array(2, m // 2, 16, k // 16, dtype=jnp.bfloat16)
+
+    def program(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention(q, k, v, qk_bits=row.number("qk_bits"), implementation=row.implementation)
+
+    return program, (heads, heads, heads)
+
+
 OPS: dict[str, Callable[[Row], Program]] = {
     "scaled_matmul": _matmul,
     "packed_matmul": _matmul,
     "quantize_rows": _rows,
     "hadamard": _rotation,
+    "attention": _attention,
 }
 _ROTATED = ("balance", "signs", "block 32", "sum")  # what the recipe w8a8 does to an input
 _WEIGHTS = ("w_zero", "x_sum", "bias")  # asymmetric weights, as the packaged recipes have them
@@ -168,6 +181,8 @@ ROWS = [
     Row("quantize_rows", "xla", "pixart-sigma-1024 attn/qkv", WITHOUT, ("modulation", "sum")),
     Row("quantize_rows", "xla", "pixart-sigma-1024 mlp/fc2", WITHOUT, ("gelu", "sum")),
     Row("hadamard", "xla", "pixart-sigma-1024 attn/qkv", WITHOUT, ("block 32",)),
+    Row("attention", "xla", "pixart-sigma-512 attn/qkv", WITHOUT),
+    Row("attention", "xla", "pixart-sigma-512 attn/qkv", WITHOUT, ("qk_bits 8",)),
     *(
         Row("scaled_matmul", "mosaic_gpu", layer, {"sm_90": "IGMMA"}, options)
         for layer, options in (
