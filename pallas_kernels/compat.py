@@ -2,8 +2,9 @@
 
 No other file asks for a version. What is here:
 
-- `default_gpu()`: the GPU that programs traced now are for, or None. `unsupported` asks it; a kernel body and
-  its launch never do, so that they lower on a machine without one.
+- `default_gpu()`: the GPU that programs traced now are for, or None; `tracing_for` names one that is not
+  here. `unsupported` asks it; a kernel body and its launch never do, so that they lower on a machine without
+  one.
 - `Target`: how a kernel body runs. `COMPILED` is for a GPU; `interpreted()` is for tests on a CPU, where it
   also finds races: `races_found()` says whether the last kernel interpreted so had one. A kernel takes a
   target as an argument and calls `target.kernel`, `target.load` and `target.iota`, not those of `plgpu`,
@@ -18,7 +19,9 @@ missing for one of them goes unseen; and its threads wait for ever where a clust
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -45,11 +48,40 @@ class Gpu:
     cores: int
 
 
-def default_gpu() -> Gpu | None:
-    """The device on which JAX places arrays by default, if it is an NVIDIA GPU."""
+def default_device() -> Any:
+    """The device on which JAX places arrays by default."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None or isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
+    return device
+
+
+_other: ContextVar[Gpu | None] = ContextVar("other", default=None)
+
+
+def for_cpu() -> bool:
+    """Whether programs traced now are for the CPU."""
+    return _other.get() is None and default_device().platform == "cpu"
+
+
+@contextmanager
+def tracing_for(gpu: Gpu) -> Iterator[None]:
+    """What is traced inside, to be exported or compiled elsewhere, is for this GPU, which need not be here.
+
+    A function that jax.jit has traced already is not traced again.
+    """
+    token = _other.set(gpu)
+    try:
+        yield
+    finally:
+        _other.reset(token)
+
+
+def default_gpu() -> Gpu | None:
+    """The device on which JAX places arrays by default, if it is an NVIDIA GPU; or that of `tracing_for`."""
+    if (other := _other.get()) is not None:
+        return other
+    device = default_device()
     if device.platform not in ("gpu", "cuda"):
         return None
     capability = str(getattr(device, "compute_capability", ""))

@@ -10,6 +10,8 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from pallas_kernels import measured
+
 REFERENCE = "reference"
 FALLBACK = "xla"  # fits everywhere, so it is asked last
 _NOT_IMPLEMENTATIONS = {REFERENCE, FALLBACK, "cases"}
@@ -34,14 +36,16 @@ def explain(op: str, *args: Any, **kwargs: Any) -> dict[str, str | None]:
 def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     """Compute an op.
 
-    implementation: None takes the first that can. A name, or "reference", is a promise: that one computes it.
+    implementation: None takes, of those that can, the one that was measured to be fastest near these sizes on
+    this device; where that is not known, the first. A name, or "reference", is a promise: that one computes
+    it.
     Raises UnsupportedError with every reason if none can, and LookupError for an unknown name.
     """
     if implementation is None:
         reasons = explain(op, *args, **kwargs)
-        for name, reason in reasons.items():
-            if reason is None:
-                return _module(op, name).run(*args, **kwargs)
+        if fitting := [name for name, reason in reasons.items() if reason is None]:
+            name = measured.fastest(op, args, fitting) or fitting[0]
+            return _module(op, name).run(*args, **kwargs)
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise UnsupportedError(f"no implementation of {op} can compute this: {listed}.")
     known = [*implementations(op), REFERENCE]

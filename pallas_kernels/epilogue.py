@@ -6,6 +6,7 @@
 import math
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 ACTIVATIONS = (None, "gelu")
@@ -54,3 +55,19 @@ def apply(
         images = y.reshape(gate.shape[0], m // gate.shape[0], n)
         y = (gate.astype(jnp.float32)[:, None] * images).reshape(m, n)
     return y if residual is None else residual.astype(jnp.float32) + y
+
+
+def finish(
+    y: Float32[Array, "m n"],
+    x_scale: Float32[Array, "#m 1"],
+    *,
+    bias: Float[Array, " n"] | None,
+    activation: str | None,
+    residual: Float[Array, "m n"] | None,
+    gate: Float[Array, "b n"] | None,
+    out_dtype: DTypeLike,
+) -> Float[Array, "m n"]:
+    """All that follows the sum over groups: row scales, bias, what `apply` does, and the one rounding."""
+    y = y * x_scale
+    y = y if bias is None else y + bias.astype(jnp.float32)
+    return apply(y, activation, residual, gate).astype(out_dtype)

@@ -7,7 +7,7 @@ gives a `Choice`; and its `run` takes `tiles=None`, one of these candidates:
         chosen = tuning.pick("scaled_matmul", "mosaic_gpu", candidates(x, ...), tiles)
 
 What was measured lies in `tuned/<device>.json`, written by `viditq bench --tune`. It is data: deleting a file
-changes no result, only times.
+changes no result, only times. The file also has the speeds of whole ops, see `measured`.
 """
 
 import ast
@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 
 # What kernels import and their best tiles do not depend on.
-_NOT_OF_A_KERNEL = {"reference", "xla", "cases", "tuning", "dispatch"}
+_NOT_OF_A_KERNEL = {"reference", "xla", "cases", "tuning", "measured", "dispatch"}
 
 
 class Choice(NamedTuple):
@@ -84,6 +85,16 @@ def key(facts: Mapping[str, Any]) -> str:
 def device_name() -> str:
     """The default device as records and tables name it: "nvidia-h100-80gb-hbm3", "cpu"."""
     return slug(jax.devices()[0].device_kind)
+
+
+def host_name() -> str:
+    """What the processor of this machine calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def slug(name: str) -> str:

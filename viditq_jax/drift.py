@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from viditq_jax.net import Net
-from viditq_jax.nn.linear import Modulated, linear, plain
+from viditq_jax.nn.linear import NOTHING, After, Modulated, linear, plain
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.programs import Call, Plan, encode_prompt, guided_model, states
 from viditq_jax.quant.fold import fold, folded
@@ -231,7 +231,9 @@ class _Paired:
     path: str
     seen: dict[str, _Energy]
 
-    def linear(self, x: Float[Array, "... k"] | Modulated, bias: Array | None) -> Float[Array, "... n"]:
+    def linear(
+        self, x: Float[Array, "... k"] | Modulated, bias: Array | None, after: After = NOTHING
+    ) -> Float[Array, "... n"]:
         """What the float weight computes."""
         exact = _float32(x)
         y, other = linear(self.weight, exact, bias), linear(self.quantized, exact, bias)
@@ -243,7 +245,7 @@ class _Paired:
         )
         earlier = self.seen.get(self.path)
         self.seen[self.path] = energy if earlier is None else earlier.merge(energy)
-        return linear(self.weight, x, bias)
+        return linear(self.weight, x, bias, after)
 
 
 @partial(jax.jit, static_argnames="plan")

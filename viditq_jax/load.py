@@ -13,6 +13,7 @@ from viditq_jax.net import Net, abstract
 from viditq_jax.pipeline import PARTS, Pipeline
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe
+from viditq_jax.speed import warn_if_slower
 
 
 def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipeline:
@@ -21,6 +22,7 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
     path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file,
         which is converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and
         bfloat16 for a foreign checkpoint, where not given.
+    Warns, see `speed`, of quantized layers that were measured to be slower than in floats on this device.
     Raises ArtifactError or ConversionError, with all that is wrong, before anything is built.
     """
     if str(path) == "default":
@@ -54,7 +56,9 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
         files=files,
         **nets,
     )
-    return pipeline if dtype is None else pipeline.astype(dtype)
+    pipeline = pipeline if dtype is None else pipeline.astype(dtype)
+    warn_if_slower(pipeline)
+    return pipeline
 
 
 def _check(described: Pipeline) -> None:

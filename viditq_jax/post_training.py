@@ -28,6 +28,7 @@ from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.ptqd import correlation
 from viditq_jax.sampling.sample import Denoise, follow
+from viditq_jax.speed import warn_if_slower
 
 CLASSES = 16  # that a class-conditional model is calibrated on where none are given
 
@@ -46,6 +47,7 @@ def quantize_pipeline(
 
     conditions: prompts or classes to calibrate on; `default_conditions` where not given. stats: from
         `calibrate`, to use instead. batch, advance: as `calibrate` has them.
+    Warns, see `speed`, of layers that were measured to be slower than in floats on this device.
     Raises ValueError and RecipeError as `calibrate` and `quantize` do.
     """
     if pipeline.recipe is not None:
@@ -59,6 +61,7 @@ def quantize_pipeline(
         small = _tuned(pipeline, small, stats or {}, samples, seed, batch)
     if recipe.correction:
         small = _with_correction(pipeline, small, samples, seed, batch)
+    warn_if_slower(small)
     return small
 
 

@@ -1,8 +1,15 @@
-"""quantize_rows as XLA compiles the reference, with the fast Hadamard transform; fits every device."""
+"""quantize_rows as XLA compiles the reference, with the fast Hadamard transform; fits every device.
+
+On a CPU the sum of the codes is a product of the codes in memory with ones: as a reduction XLA computes all
+codes a second time for it, as int32 in memory (4.7 of 12.5 ms for 1024 x 4608 numbers that are rotated, jax
+0.10.2, 2 hyperthreads of a shared Xeon).
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.hadamard import xla as hadamard
 from pallas_kernels.quantize_rows.reference import Result, coded, grid, prepared, quantized, signed
@@ -22,11 +29,25 @@ def run(
     steps = {name: options.pop(name) for name in _STEPS}
     if block is not None:
         y = rotated(prepared(x, **steps), signs, block, regular)
-        return quantized(y, with_sum=with_sum, **options)
-    again = jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
-    return coded(
-        prepared(again, **steps), grid(prepared(x, **steps), **options), with_sum=with_sum, **options
-    )
+        codes, scale, zero, _ = quantized(y, with_sum=False, **options)
+    else:
+        again = lax.platform_dependent(x, cuda=lax.optimization_barrier, default=lambda x: x)
+        on = grid(prepared(x, **steps), **options)
+        codes, scale, zero, _ = coded(prepared(again, **steps), on, with_sum=False, **options)
+    if not with_sum:
+        return codes, scale, zero, None
+    codes, total = lax.platform_dependent(codes, cpu=_with_product, default=_with_reduction)
+    return codes, scale, zero, total
+
+
+def _with_product(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    codes = lax.optimization_barrier(codes)
+    ones = jnp.ones((1, codes.shape[1]), codes.dtype)
+    return codes, lax.dot_general(codes, ones, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def _with_reduction(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return codes, codes.sum(1, dtype=jnp.int32, keepdims=True)
 
 
 def rotated(y: jax.Array, signs: jax.Array | None, block: int, regular: bool) -> jax.Array:

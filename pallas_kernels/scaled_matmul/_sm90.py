@@ -120,6 +120,7 @@ def product(
         cluster=(tiles.cluster,),
         cluster_names=("member",),
         num_threads=GROUPS + 1,
+        kernel_name="scaled_matmul",
         thread_name="warpgroup",
     )
     result = kernel(*{**operands, "w": target.stored(operands["w"])}.values())

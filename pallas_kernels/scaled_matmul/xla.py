@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
 from pallas_kernels import epilogue
 
@@ -26,6 +25,11 @@ from pallas_kernels import epilogue
 def unsupported(*_: Any, **__: Any) -> str | None:
     """Nothing is."""
     return None
+
+
+def sums(rows: jax.Array, groups: int) -> jax.Array:
+    """[rows, columns] -> [rows, groups]: sums of the codes of each group."""
+    return rows.reshape(rows.shape[0], groups, rows.shape[1] // groups).sum(2, dtype=jnp.int32)
 
 
 def run(
@@ -38,29 +42,22 @@ def run(
     w_zero: jax.Array | None,
     x_sum: jax.Array | None,
     w_sum: jax.Array | None,
-    bias: jax.Array | None,
-    activation: str | None,
-    residual: jax.Array | None,
-    gate: jax.Array | None,
-    out_dtype: DTypeLike,
+    **after: Any,
 ) -> jax.Array:
     """See the contract."""
     groups = w_scale.shape[1]
 
     def split(rows: jax.Array) -> jax.Array:  # [rows, columns] -> [groups, rows, columns / groups]
-        return rows.reshape(rows.shape[0], groups, -1).swapaxes(0, 1)
-
-    def sums(rows: jax.Array) -> jax.Array:  # [rows, columns] -> [rows, groups]
-        return rows.reshape(rows.shape[0], groups, -1).sum(2, dtype=jnp.int32)
+        return rows.reshape(rows.shape[0], groups, rows.shape[1] // groups).swapaxes(0, 1)
 
     operands = {"x": split(x), "w": split(w), "w_scale": split(w_scale)}
     if x_zero is not None:
         x_zero = x_zero.astype(jnp.int32)
-        w_sum = sums(w) if w_sum is None else w_sum
+        w_sum = sums(w, groups) if w_sum is None else w_sum
         w_sum = w_sum if w_zero is None else w_sum - x.shape[1] // groups * w_zero.astype(jnp.int32)
         operands["w_sum"] = split(w_sum)
     if w_zero is not None:
-        x_sum = sums(x) if x_sum is None else x_sum
+        x_sum = sums(x, groups) if x_sum is None else x_sum
         operands |= {"x_sum": split(x_sum), "w_zero": split(w_zero.astype(jnp.int32))}
 
     def product(group: dict[str, jax.Array]) -> jax.Array:
@@ -83,6 +80,4 @@ def run(
     else:
         start = jnp.zeros((x.shape[0], w.shape[0]), jnp.float32)
         y, _ = lax.scan(lambda y, group: (y + product(group), None), start, operands)
-    y = y * x_scale
-    y = y if bias is None else y + bias.astype(jnp.float32)
-    return epilogue.apply(y, activation, residual, gate).astype(out_dtype)
+    return epilogue.finish(y, x_scale, **after)

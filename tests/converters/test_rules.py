@@ -32,7 +32,7 @@ from converters.rules import (
 from converters.sources import open_source
 from converters.tensor import Tensor
 from viditq_jax.net import Net, abstract, initialize
-from viditq_jax.nn.linear import Linear
+from viditq_jax.nn.linear import NOTHING, After, Linear
 
 
 class Toy(nnx.Module):
@@ -164,7 +164,7 @@ def test_a_quantized_model_is_not_exported() -> None:
     class Coded:
         """An object in a weight slot."""
 
-        def linear(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+        def linear(self, x: jax.Array, bias: jax.Array | None, after: After = NOTHING) -> jax.Array:
             return x
 
     net = initialize(build, 2).map_weights(lambda path, weight: Coded())

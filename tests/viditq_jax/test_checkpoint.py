@@ -11,6 +11,7 @@ from flax import nnx
 from viditq_jax.checkpoint import Artifact, ArtifactError, read_facts, restore, save
 from viditq_jax.net import Net, abstract, initialize
 from viditq_jax.nn.embed import Mlp
+from viditq_jax.nn.linear import NOTHING, After
 
 
 @jax.tree_util.register_dataclass
@@ -21,8 +22,8 @@ class Coded:
     codes: jax.Array
     scale: jax.Array
 
-    def linear(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
-        return x @ (self.codes * self.scale).T
+    def linear(self, x: jax.Array, bias: jax.Array | None, after: After = NOTHING) -> jax.Array:
+        return after(x @ (self.codes * self.scale).T)
 
 
 class Toy(nnx.Module):

@@ -12,7 +12,7 @@ from viditq_jax.evaluate.psnr import psnr
 from viditq_jax.load import load_pipeline
 from viditq_jax.models import dit, pixart
 from viditq_jax.net import Net, abstract
-from viditq_jax.nn.linear import Modulated, plain
+from viditq_jax.nn.linear import NOTHING, After, Modulated, plain
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.spec import Spec
@@ -51,10 +51,10 @@ class Listening:
     weight: jax.Array
     heard: list
 
-    def linear(self, x: jax.Array | Modulated, bias: jax.Array | None) -> jax.Array:
+    def linear(self, x: jax.Array | Modulated, bias: jax.Array | None, after: After = NOTHING) -> jax.Array:
         x = plain(x)
         self.heard.append(np.asarray(x, np.float32).reshape(-1, x.shape[-1]))
-        return x @ self.weight.T + (0 if bias is None else bias)
+        return after(x @ self.weight.T + (0 if bias is None else bias))
 
 
 def inputs(net: Net, case: str, t: jax.Array = T) -> dict[str, np.ndarray]:

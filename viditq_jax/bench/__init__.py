@@ -52,7 +52,7 @@ def bench(
     quick: the block, the ops of one model, and pictures of the packaged model under the first recipe, with
     fewer samples; within 5 minutes on two CPU cores.
     full_sizes: whole models of published sizes too; on an accelerator that is not quick where not given.
-    tuned: measure tile sizes first, and use them.
+    tuned: measure tile sizes first, and use them; keep the speed of ops for this device.
     rivals: other libraries on the same block, see `benchmarks/rivals.py`.
     limit_s: no case begins later. A case that had no time left or failed is in the record under "left_out".
     """
@@ -88,6 +88,8 @@ def bench(
     if "ops" in parts:
         jobs = _ops_jobs(chosen, quick, samples, seconds)
         run("ops", jobs, limit_s * (_OPS_SHARE if "pipeline" in parts else 1))
+    if tuned:
+        tune.keep_speeds(records[f"ops-{tuning.device_name()}.json"], tune.tuned_file())
     if "pipeline" in parts:
         full = not (quick or on_cpu()) if full_sizes is None else full_sizes
         run("pipeline", _pipeline_jobs(recipes, quick, full, samples, 3 * seconds), limit_s)

@@ -5,7 +5,6 @@ import os
 import platform
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,9 +28,9 @@ def header() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "device": tuning.device_name(),
         "platform": device.platform,
-        "name": _cpu_name() if on_cpu() else device.device_kind,
+        "name": tuning.host_name() if on_cpu() else device.device_kind,
         "cores": len(os.sched_getaffinity(0)) if on_cpu() else getattr(device, "core_count", None),
-        "host": f"{_cpu_name()}, {os.cpu_count()} cores",
+        "host": f"{tuning.host_name()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {**versions(), **_installed()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,15 +50,6 @@ def _installed() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def ceilings(*, side: int | None = None, megabytes: int | None = None, samples: int = 10) -> dict[str, float]:

@@ -23,7 +23,7 @@ from viditq_jax.programs import Call
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import LayerStats, Moving, Stats
-from viditq_jax.sampling.sample import draw_noise, sample_keys
+from viditq_jax.speed import example_call
 
 _NOT_OF_TOKENS = ("cross_attn/kv_linear", "adaLN_modulation/1")  # of the prompt, of a sample
 _BLOCK_NAME = re.compile(r"^blocks/\d+/")
@@ -98,18 +98,8 @@ def quantized(net: Net, recipe: Recipe) -> Net:
 
 
 def call(pipeline: Pipeline, workload: Workload, seed: int) -> Call:
-    """Noise, and random conditions as `Pipeline.encode` gives them, so that no text is encoded."""
-    keys = sample_keys(seed, 0, workload.batch)
-    noise = draw_noise(keys, pipeline.latent_shape())
-    config, seen = pipeline.facts["denoiser"]["config"], workload.batch * (1 + workload.guided)
-    conditions: dict[str, Any]
-    if pipeline.facts["conditions"]["kind"] == "label":
-        conditions = {"y": jnp.arange(seen) % int(config["classes"])}
-    else:
-        shape = (seen, int(config["text_length"]), int(config["caption_channels"]))
-        text = jax.random.normal(jax.random.key(seed), shape, pipeline.denoiser.dtype)
-        conditions = {"y": text, "mask": jnp.ones(shape[:2], bool)}
-    return Call(conditions, jnp.float32(pipeline.guidance.scale), noise, keys)
+    """What a program of this workload takes."""
+    return example_call(pipeline, batch=workload.batch, guided=workload.guided, seed=seed)
 
 
 class Flop(NamedTuple):

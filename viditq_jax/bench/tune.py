@@ -1,18 +1,18 @@
-"""Measure every tile size that a kernel offers, and keep the best of each shape in `pallas_kernels/tuned`.
+"""Tile sizes and speeds of this device: all that a kernel offers, the best kept in `pallas_kernels/tuned`.
 
 An implementation that defines `candidates` is measured; see `pallas_kernels.tuning`.
 """
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from pallas_kernels import dispatch, tuning
+from pallas_kernels import dispatch, measured, tuning
 from viditq_jax import plugins
 from viditq_jax.bench.cases import Case, Compute, Operands
 from viditq_jax.bench.device import header
@@ -60,6 +60,17 @@ def tune(
         advance(1)
     tuning.table.cache_clear()
     return table
+
+
+def keep_speeds(record: Mapping[str, Any], file: Path) -> None:
+    """The times of an ops record into the table of the device, in the place of those it had."""
+    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"kernels": {}}
+    table |= {name: record[name] for name in ("device", "name", "date", "versions")}
+    table["speeds"] = {**table.get("speeds", {}), **measured.compact(record["rows"])}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    tuning.table.cache_clear()
+    measured.speeds.cache_clear()
 
 
 def _best(

@@ -2,7 +2,8 @@
 
 Everything is timed in turn in one run, on this machine's device, and written as JSON records that say the
 device, the versions and what the device reaches at best. --tune also measures the tile sizes of kernels and
-keeps the best for this device. With --rivals benchmarks/rivals.py, torch and qwix run the same block.
+keeps the best for this device, and the speeds by which ops are chosen and slow layers are named. With
+--rivals benchmarks/rivals.py, torch and qwix run the same block.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class Options:
     """Also whole models of published sizes with random weights; where not given, on an accelerator, unless
     --quick."""
     tune: bool = False
-    """Measure the tile sizes of kernels first; the best go to pallas_kernels/tuned."""
+    """Measure the tile sizes of kernels first; the best, and the speed of ops, go to pallas_kernels/tuned."""
     rivals: Path | None = None
     """A Python file with other libraries to time on the same block."""
     limit: float | None = None

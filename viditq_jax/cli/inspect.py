@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from converters import export, save_safetensors
+from pallas_kernels.tuning import device_name
 from viditq_jax.cli._common import working
 from viditq_jax.load import config_from_json, load_pipeline
 from viditq_jax.pipeline import Pipeline
@@ -20,6 +21,7 @@ from viditq_jax.quant.qweight import quantized_part
 from viditq_jax.quant.ranges import PerRange
 from viditq_jax.quant.recipe import Recipe, load_recipe
 from viditq_jax.quant.size import weight_bytes
+from viditq_jax.speed import layer_speeds, slower, slower_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Options:
     """An artifact, a checkpoint, "default", or a recipe."""
     layers: bool = False
     """List every linear layer of the denoiser, and the attention modules that can have 8 bits."""
+    speed: bool = False
+    """List what each quantized layer takes on this device beside its float form, where that was measured."""
+    batch: int = 1
+    """Samples at once, for --speed."""
     export: Path | None = None
     """Write the float denoiser to this .safetensors file."""
     format: str = "original"
@@ -42,8 +48,8 @@ def run(options: Options) -> Any:
     """Describe, and export if asked."""
     packaged = resources.files("viditq_jax.assets") / "recipes" / f"{options.what}.json"
     if packaged.is_file() or (options.what.endswith(".json") and not options.what.endswith(".index.json")):
-        if options.export or options.layers:
-            raise ValueError(f"{options.what} is a recipe; --layers and --export need a model.")
+        if options.export or options.layers or options.speed:
+            raise ValueError(f"{options.what} is a recipe; --layers, --speed and --export need a model.")
         recipe = load_recipe(options.what)
         return recipe.to_json() if options.json else _recipe_text(options.what, recipe)
     if options.export and options.export.exists():
@@ -53,6 +59,8 @@ def run(options: Options) -> Any:
     if options.export:
         _export(pipeline, options.export, options.format)
     facts = _facts(pipeline, options.layers)
+    if options.speed:
+        facts["speed"] = _speed(pipeline, options.batch)
     return facts if options.json else _text(facts)
 
 
@@ -93,6 +101,32 @@ def _facts(pipeline: Pipeline, layers: bool) -> dict[str, Any]:
     return facts
 
 
+def _speed(pipeline: Pipeline, batch: int) -> dict[str, Any]:
+    speeds = layer_speeds(pipeline, batch=batch)
+    if not speeds:
+        raise ValueError("no layer of this denoiser is quantized; --speed compares quantized layers.")
+    layers = [{**dataclasses.asdict(each), "ratio": each.ratio} for each in speeds]
+    known = [each for each in speeds if each.ratio is not None]
+    if not known:
+        says = f"not measured on {device_name()}: run viditq bench --tune --parts ops on this machine"
+    elif worse := slower(speeds):
+        says = slower_text(worse, batch)
+    else:
+        says = f"no layer is slower than in floats on {device_name()} at a batch of {batch}"
+    return {"device": device_name(), "batch": batch, "says": says, "layers": layers}
+
+
+def _speed_lines(speed: dict[str, Any]) -> list[str]:
+    lines = [f"{'layer':<34} {'rows':>6} {'inputs':>6} {'outputs':>7} {'us':>9} {'float us':>9} {'ratio':>6}"]
+    for layer in speed["layers"]:
+        times = "not measured" if layer["ratio"] is None else (
+            f"{1e6 * layer['seconds']:9.1f} {1e6 * layer['float_seconds']:9.1f} {layer['ratio']:5.2f}x"
+            f" {layer['implementation']}"
+        )  # fmt: skip
+        lines.append(f"{layer['layer']:<34} {layer['rows']:>6} {layer['k']:>6} {layer['n']:>7} {times}")
+    return [*lines, speed["says"]]
+
+
 def _parameters(weights: dict[str, Any]) -> int:
     """Elements of all linear weights; a quantized one counts the elements that it stands for."""
     return sum(w.shape[0] * w.shape[1] for w in weights.values())
@@ -127,6 +161,7 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"{path:<34} {layer['what']}")
         if layer.keys() >= _AUDITED:
             lines.append("    " + _audit_text(layer))
+    lines += _speed_lines(facts["speed"]) if "speed" in facts else []
     return "\n".join(lines)
 
 

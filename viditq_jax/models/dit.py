@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from viditq_jax.nn.attention import SelfAttention
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
-from viditq_jax.nn.linear import Linear, Modulated, zeroed
+from viditq_jax.nn.linear import After, Linear, Modulated, zeroed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Block(nnx.Module):
         """Tokens x under the condition c."""
         silu, project = self.adaLN_modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(project(silu(c))[:, None], 6, axis=-1)
-        x = x + gate1 * self.attn(Modulated(x, shift1, scale1))
-        x = x + gate2 * self.mlp(Modulated(x, shift2, scale2, self.mlp_norm_eps))
+        x = self.attn(Modulated(x, shift1, scale1), After(residual=x, gate=gate1))
+        x = self.mlp(Modulated(x, shift2, scale2, self.mlp_norm_eps), After(residual=x, gate=gate2))
         return x
 
 

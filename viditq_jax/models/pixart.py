@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from viditq_jax.nn.attention import attention, merge_heads, split_heads
 from viditq_jax.nn.conv import Conv
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
-from viditq_jax.nn.linear import Linear, Modulated, zeroed
+from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated, zeroed
 from viditq_jax.nn.norm import LayerNorm
 
 
@@ -112,7 +112,9 @@ class SelfAttention(nnx.Module):
         """Input channel j of `proj` mixes over tokens what row 2 d + j of `qkv` gives, unless normalized."""
         return {} if self.sr is not None else {"proj": ("qkv", 2 * self.proj.weight.get_value().shape[1])}
 
-    def __call__(self, x: Float[Array, "b n d"] | Modulated, height: int) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"] | Modulated, height: int, after: After = NOTHING
+    ) -> Float[Array, "b n d"]:
         """Tokens x of a grid with `height` rows."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -121,7 +123,7 @@ class SelfAttention(nnx.Module):
             grids = (rearrange(part, "b (h w) d -> b h w d", h=height) for part in (k, v))
             k, v = (self.norm(rearrange(self.sr(grid), "b h w d -> b (h w) d")) for grid in grids)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)))
+        return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)), after)
 
 
 class CrossAttention(nnx.Module):
@@ -148,11 +150,12 @@ class CrossAttention(nnx.Module):
         k: Float[Array, "b l h e"],
         v: Float[Array, "b l h e"],
         mask: jax.Array | None,
+        after: After = NOTHING,
     ) -> Float[Array, "b n d"]:
         """What each token takes from the prompt."""
         q = split_heads(self.q_linear(x), self.heads)
         keys = None if mask is None else mask[:, None, None, :]
-        return self.proj(merge_heads(attention(q, k, v, mask=keys)))
+        return self.proj(merge_heads(attention(q, k, v, mask=keys)), after)
 
 
 class Block(nnx.Module):
@@ -175,9 +178,9 @@ class Block(nnx.Module):
         """Tokens x of a grid with `height` rows, under the modulation and the prompt."""
         table = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(table, 6, axis=1)  # [b, 1, d] each
-        x = x + gate1 * self.attn(Modulated(x, shift1, scale1), height)
-        x = x + self.cross_attn(x, *kv, mask)  # reads the residual itself: no norm, no modulation, no gate
-        x = x + gate2 * self.mlp(Modulated(x, shift2, scale2))
+        x = self.attn(Modulated(x, shift1, scale1), height, After(residual=x, gate=gate1))
+        x = self.cross_attn(x, *kv, mask, After(residual=x))  # reads the residual itself: no norm, no gate
+        x = self.mlp(Modulated(x, shift2, scale2), After(residual=x, gate=gate2))
         return x
 
 

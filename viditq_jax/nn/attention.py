@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention import attention
-from viditq_jax.nn.linear import Linear, Modulated
+from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated
 
 
 def split_heads(x: Float[Array, "b n hd"], heads: int) -> Float[Array, "b n h d"]:
@@ -43,6 +43,6 @@ class SelfAttention(nnx.Module):
         """
         return {"proj": ("qkv", 2 * self.proj.weight.get_value().shape[1])}
 
-    def __call__(self, x: Float[Array, "b n d"] | Modulated) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"] | Modulated, after: After = NOTHING) -> Float[Array, "b n d"]:
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)))
+        return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)), after)

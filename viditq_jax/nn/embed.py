@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from viditq_jax.nn.linear import Linear, Modulated
+from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated
 
 
 def timestep_embedding(
@@ -96,5 +95,5 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(width, hidden, rngs=rngs)
         self.fc2 = Linear(hidden, out or width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... d"] | Modulated) -> Float[Array, "... e"]:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+    def __call__(self, x: Float[Array, "... d"] | Modulated, after: After = NOTHING) -> Float[Array, "... e"]:
+        return self.fc2(self.fc1(x, After(gelu=True)), after)

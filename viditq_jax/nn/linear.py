@@ -33,6 +33,11 @@ class Modulated(NamedTuple):
         """That of x, and so of the layer's output."""
         return self.x.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of x, and so of the value."""
+        return self.x.shape
+
     def float32(self, balance: Float[Array, " d"] | None = None) -> Float[Array, "b n d"]:
         """The value without a rounding on the way, divided by `balance`.
 
@@ -44,6 +49,28 @@ class Modulated(NamedTuple):
         return layer_norm(self.x.astype(jnp.float32), self.eps) * scale + shift
 
 
+class After(NamedTuple):
+    """What a linear layer does to its output y in the end: gelu(y), then residual + gate * y.
+
+    A float layer does it in the dtype of y; a weight object may do it in the product's float32, before the
+    one rounding.
+    """
+
+    gelu: bool = False  # the tanh form
+    residual: Any = None  # [... n]
+    gate: Any = None  # [b 1 n], with a residual [b n d]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """In the dtypes that are given."""
+        y = jax.nn.gelu(y, approximate=True) if self.gelu else y
+        if self.residual is None:
+            return y
+        return self.residual + (y if self.gate is None else self.gate * y)
+
+
+NOTHING = After()
+
+
 def plain(x: jax.Array | Modulated) -> jax.Array:
     """The input as an array, rounded to its dtype after the norm and after the modulation."""
     return modulate(layer_norm(x.x, x.eps), x.shift, x.scale) if isinstance(x, Modulated) else x
@@ -53,7 +80,7 @@ def plain(x: jax.Array | Modulated) -> jax.Array:
 class WeightObject(Protocol):
     """What may sit in a weight slot instead of a matrix."""
 
-    def linear(self, x: jax.Array | Modulated, bias: jax.Array | None) -> jax.Array:
+    def linear(self, x: jax.Array | Modulated, bias: jax.Array | None, after: After = NOTHING) -> jax.Array:
         """x [..., k] -> y [..., n], in the dtype of x."""
         ...
 
@@ -64,21 +91,24 @@ def precision(dtype: Any) -> jax.lax.Precision:
 
 
 def linear(
-    weight: Any, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None = None
+    weight: Any,
+    x: Float[Array, "... k"] | Modulated,
+    bias: Float[Array, " n"] | None = None,
+    after: After = NOTHING,
 ) -> Float[Array, "... n"]:
-    """y = x @ weight.T + bias, summed in float32 and rounded once to the dtype of x.
+    """after(y), where y = x @ weight.T + bias is summed in float32 and rounded once to the dtype of x.
 
     weight: a float matrix [n, k], or a WeightObject.
     """
     if isinstance(weight, WeightObject):
-        return weight.linear(x, bias)
+        return weight.linear(x, bias, after)
     x = plain(x)
     y = jnp.einsum(
         "...k,nk->...n", x, weight, preferred_element_type=jnp.float32, precision=precision(x.dtype)
     )
     if bias is not None:
         y = y + bias.astype(jnp.float32)
-    return y.astype(x.dtype)
+    return after(y.astype(x.dtype))
 
 
 class Linear(nnx.Module):
@@ -89,8 +119,8 @@ class Linear(nnx.Module):
         self.weight = Weight(init(rngs.params(), (out_features, in_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if bias else None
 
-    def __call__(self, x: Float[Array, "... k"] | Modulated) -> Float[Array, "... n"]:
-        return linear(self.weight.get_value(), x, None if self.bias is None else self.bias.get_value())
+    def __call__(self, x: Float[Array, "... k"] | Modulated, after: After = NOTHING) -> Float[Array, "... n"]:
+        return linear(self.weight.get_value(), x, None if self.bias is None else self.bias.get_value(), after)
 
 
 def zeroed(layer: Linear) -> Linear:

@@ -61,5 +61,5 @@ def with_attention(net: Net, rules: Mapping[str, AttentionRule]) -> Net:
     for path, module in nnx.iter_modules(model):
         rule = rules.get(path_name(path))
         if rule is not None:
-            module.qk_bits = None if rule.qk is None else rule.qk.bits
+            module.qk_bits = None if rule.qk is None else rule.qk.bits  # type: ignore[attr-defined]
     return Net.of(model)

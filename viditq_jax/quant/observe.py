@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from jaxtyping import Array, Float
 
 from viditq_jax.net import Net
-from viditq_jax.nn.linear import Modulated, linear, plain
+from viditq_jax.nn.linear import NOTHING, After, Modulated, linear, plain
 from viditq_jax.quant.stats import LayerStats, Stats
 
 T = TypeVar("T")
@@ -32,13 +32,13 @@ class Observed:
     initial: Any
 
     def linear(
-        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None
+        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None, after: After = NOTHING
     ) -> Float[Array, "... n"]:
         """What the weight computes."""
         rows = plain(x)
         seen = self.collected.get(self.path) or LayerStats.empty(rows.shape[-1])
         self.collected[self.path] = seen.update(rows, self.r, self.initial)
-        return linear(self.weight, x, bias)
+        return linear(self.weight, x, bias, after)
 
 
 def observe(

@@ -7,9 +7,11 @@
       none          x as it is ("weight-only")                         floats, on the dequantized weight
     branch          a low-rank part of the weight, on the prepared x   bfloat16, float32 sums
 
-Integer products follow `pallas_kernels`: exact int32 sums, scales, branch and bias in float32, one rounding
-to the dtype of x. Weight-only saves memory and no time: the weight is dequantized, in float32 and rounded to
-the dtype of x, in each call.
+Integer products follow `pallas_kernels`: exact int32 sums; scales, branch, bias, GELU, gate and residual in
+float32; one rounding to the dtype of x. Without a branch the layer is two ops: one pass over x that
+normalizes, modulates, prepares and quantizes it, and the product with all that comes after it.
+Weight-only saves memory and no time: the weight is dequantized, in float32 and rounded to the dtype of x, in
+each call.
 """
 
 import dataclasses
@@ -21,10 +23,9 @@ from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.packed_matmul import packed_matmul
 from pallas_kernels.scaled_matmul import scaled_matmul
-from viditq_jax.nn.linear import Modulated, linear
-from viditq_jax.quant.inputs import quantize_input, static_scale
+from viditq_jax.nn.linear import NOTHING, After, Modulated, linear
+from viditq_jax.quant.inputs import prepared, quantize_input, static_scale
 from viditq_jax.quant.low_rank import LowRank
-from viditq_jax.quant.prepare.balance import Balance
 from viditq_jax.quant.qtensor import QTensor
 from viditq_jax.quant.ranges import NO_RANGE, PerRange
 from viditq_jax.quant.spec import Spec
@@ -50,52 +51,62 @@ class QWeight:
         return self.weight.shape
 
     def linear(
-        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None
+        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None, after: After = NOTHING
     ) -> Float[Array, "... n"]:
-        """y = quantized x @ quantized weight.T + branch + bias, in the dtype of x."""
+        """after(quantized x @ quantized weight.T + branch + bias), in the dtype of x."""
         if isinstance(self.act_scale, PerRange):
             raise ValueError(NO_RANGE)
-        weight, dtype = self.weight, x.dtype
-        prepared = self.inputs(x)
-        branch: Any = 0
-        if self.branch is not None:
-            flat = self.branch.product(prepared.reshape(-1, prepared.shape[-1]).astype(jnp.float32))
-            branch = flat.reshape(*prepared.shape[:-1], -1)
+        dtype = x.dtype
+        if self.act is not None and self.branch is None:
+            return self._product(x, self.prepare, bias, after, dtype)
+        ready = self.inputs(x)
         if self.act is None:
-            y = linear(weight.dequantize().astype(dtype), prepared.astype(dtype), bias)
-            return y if self.branch is None else (y.astype(jnp.float32) + branch).astype(dtype)
+            y = linear(self.weight.dequantize().astype(dtype), ready.astype(dtype), bias)
+        else:
+            y = self._product(ready, (), bias, NOTHING, jnp.float32)
+        if self.branch is not None:
+            part = self.branch.product(ready.reshape(-1, ready.shape[-1]).astype(jnp.float32))
+            y = y.astype(jnp.float32) + part.reshape(y.shape)
+        return after(y).astype(dtype)
+
+    def _product(
+        self,
+        x: Float[Array, "... k"] | Modulated,
+        prepare: tuple[Any, ...],
+        bias: Float[Array, " n"] | None,
+        after: After,
+        dtype: Any,
+    ) -> Float[Array, "... n"]:
+        """What is left to do to x, codes of it, the integer product, and what comes after, in two ops."""
+        weight, n = self.weight, self.shape[0]
+        assert self.act is not None
         rows = quantize_input(
-            prepared,
+            x,
             self.act,
             self.act_scale,
             self.act_zero,
+            prepare=prepare,
             with_sum=weight.zero is not None and not weight.spec.packed and weight.spec.group is None,
         )
-        common: dict[str, Any] = dict(
+        operands: dict[str, Any] = dict(
             x_zero=rows.zero,
             w_zero=weight.zero,
             w_sum=self.weight_sum,
             bias=bias,
-            out_dtype=dtype if self.branch is None else jnp.float32,
+            activation="gelu" if after.gelu else None,
+            residual=None if after.residual is None else after.residual.reshape(-1, n),
+            gate=None if after.gate is None else after.gate.reshape(-1, n),
+            out_dtype=dtype,
         )
         if weight.spec.packed:
-            y = packed_matmul(rows.codes, weight.values, rows.scale, weight.scale, **common)
+            y = packed_matmul(rows.codes, weight.values, rows.scale, weight.scale, **operands)
         else:
-            y = scaled_matmul(rows.codes, weight.values, rows.scale, weight.scale, x_sum=rows.sum, **common)
-        y = y.reshape(*prepared.shape[:-1], -1)
-        return y if self.branch is None else (y + branch).astype(dtype)
+            y = scaled_matmul(rows.codes, weight.values, rows.scale, weight.scale, x_sum=rows.sum, **operands)
+        return y.reshape(*x.shape[:-1], n)
 
     def inputs(self, x: Float[Array, "... k"] | Modulated) -> Float[Array, "... k"]:
         """x prepared: what is quantized. A balance of a modulated input goes into its modulation."""
-        steps = self.prepare
-        if isinstance(x, Modulated):
-            balanced = bool(steps) and isinstance(steps[0], Balance)
-            rows, steps = x.float32(steps[0].scale if balanced else None), steps[balanced:]
-        else:
-            rows = x
-        for step in steps:
-            rows = step.inputs(rows)
-        return rows
+        return prepared(x, self.prepare)
 
 
 def quantized_weight(

@@ -43,7 +43,7 @@ class PerRange:
         """That of the value of one range."""
         return tuple(jax.eval_shape(lambda value: value.at(0), self).shape)
 
-    def linear(self, x: Any, bias: Any) -> Any:
+    def linear(self, x: Any, bias: Any, after: Any = None) -> Any:
         """Refused: a layer cannot know the range."""
         raise ValueError(NO_RANGE)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from viditq_jax.nn.linear import Modulated, linear
+from viditq_jax.nn.linear import NOTHING, After, Modulated, linear
 from viditq_jax.quant.inputs import quantize_input
 from viditq_jax.quant.qweight import QWeight, code_sums
 from viditq_jax.quant.rounding._grid import code_range, columns_of, recoded
@@ -45,14 +45,14 @@ class SoftRounded:
         return self.weight.shape
 
     def linear(
-        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None
+        self, x: Float[Array, "... k"] | Modulated, bias: Float[Array, " n"] | None, after: After = NOTHING
     ) -> Float[Array, "... n"]:
         """What the QWeight computes, with the numbers that the weight has now, in float32 throughout."""
         x, dtype = self.weight.inputs(x).astype(jnp.float32), x.dtype
         y = linear(self.matrix(), self._quantized(x), bias)
         if self.weight.branch is not None:
             y = y + self.weight.branch.product(x.reshape(-1, x.shape[-1])).reshape(y.shape)
-        return y.astype(dtype)
+        return after(y).astype(dtype)
 
     def up(self) -> Float32[Array, "n k"]:
         """h: how much of the way to the next code each number goes, 0 to 1."""

@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import PIXART, randomized
 from viditq_jax.models import pixart
 from viditq_jax.net import Net, abstract
-from viditq_jax.nn.linear import linear, plain
+from viditq_jax.nn.linear import NOTHING, linear, plain
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.inputs import quantize_input
 from viditq_jax.quant.observe import observe
@@ -67,7 +67,7 @@ class Simulated:
 
     weight: QWeight
 
-    def linear(self, x, bias):
+    def linear(self, x, bias, after=NOTHING):
         q = self.weight
         prepared = q.inputs(x)
         rows = quantize_input(prepared, q.act, q.act_scale, q.act_zero)
@@ -76,7 +76,7 @@ class Simulated:
         y = linear(q.weight.dequantize(), values, bias)
         if q.branch is not None:
             y = y + q.branch.product(prepared.reshape(-1, prepared.shape[-1]))
-        return y.reshape(*plain(x).shape[:-1], -1)
+        return after(y.reshape(*plain(x).shape[:-1], -1))
 
 
 @pytest.mark.parametrize("name", ["w8a8", "naive-static-w4a8", "w4a8-timestep", "w4a4-plus", "fp8"])
