@@ -1,8 +1,11 @@
 # `make demo` and `make test` each work alone on a machine with Python 3.11 and make: they create .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format clean check-kernels record-kernels
+# Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time, the longest first.
+TARGETS := sm_90 sm_80 sm_89
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -19,8 +22,27 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Compiles for GPUs on a machine without one: Linux on x86-64, 240 MB of wheels that `make test` does not need.
+check-kernels: $(TARGETS:%=check-kernels-%)
+
+record-kernels: OPTIONS := --record
+record-kernels: $(TARGETS:%=check-kernels-%)
+	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m benchmarks.kernel_tables
+
+check-kernels-%: .venv-kernels/.installed
+	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest --override-ini python_files='check_*.py' \
+		tests/machine_code --target $* $(OPTIONS)
+
+.venv-kernels/.installed: pyproject.toml
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv .venv-kernels
+	.venv-kernels/bin/python -m pip install --quiet --editable '.[kernels]' || { \
+		echo 'check-kernels: the wheels could not be installed, so NO kernel was checked.' >&2; \
+		echo 'It needs Linux on x86-64 and a package registry.' >&2; exit 1; }
+	touch $@
+
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: pyproject.toml | .venv/bin/python
@@ -32,4 +54,4 @@ format: .venv/.installed-dev
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-kernels build dist *.egg-info
