@@ -41,9 +41,10 @@ def smooth(k: jax.Array) -> jax.Array:
 
 def codes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """int8 codes [b, n, h, d] of queries or keys, and the scale of each token, [b, n, h, 1]."""
-    rows, grid = x.astype(jnp.float32).reshape(-1, x.shape[-1]), {"scale": None, "zero": None}
-    options = {"bits": 8, "symmetric": True, "dtype": jnp.int8, "with_sum": False}
-    found, scale, *_ = quantize_rows.quantized(rows, **options, **grid)
+    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    found, scale, *_ = quantize_rows.quantized(
+        rows, bits=8, symmetric=True, dtype=jnp.int8, scale=None, zero=None, with_sum=False
+    )
     return found.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)
 
 

@@ -50,9 +50,7 @@ def in_floats(
     q: jax.Array, *, k: jax.Array, v: jax.Array, scale: float, mask: jax.Array | None, bias: jax.Array | None
 ) -> jax.Array:
     """softmax(q k^T * scale + bias) v; float32 means float32."""
-    if (
-        q.dtype == jnp.float16
-    ):  # dot_product_attention leaves it to XLA in which type products with v are summed
+    if q.dtype == jnp.float16:  # dot_product_attention would sum its products with v in float16 on a CPU
         s = jnp.einsum("bnhd,blhd->bhnl", q, k, preferred_element_type=jnp.float32) * np.float32(scale)
         return of_scores(masked(s, mask, bias), v)
     with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
@@ -97,7 +95,8 @@ def in_turns(
         parts = jnp.pad(x, missing).reshape(*x.shape[:axis], turns, size, *x.shape[axis + 1 :])
         return jnp.moveaxis(parts, axis, 0)
 
-    shared = {name: x for name, x in (("mask", mask), ("bias", bias)) if x is None or x.shape[2] == 1}
-    own = {name: cut(x, 2) for name, x in (("mask", mask), ("bias", bias)) if name not in shared}
+    extras = {"mask": mask, "bias": bias}
+    own = {name: cut(x, 2) for name, x in extras.items() if x is not None and x.shape[2] > 1}
+    shared = {name: x for name, x in extras.items() if name not in own}
     y = lax.map(lambda part: attend(part[0], **shared, **part[1]), (cut(q, 1), own))
     return jnp.moveaxis(y, 0, 1).reshape(q.shape[0], turns * size, *q.shape[2:])[:, :n]

@@ -58,8 +58,7 @@ def with_attention(net: Net, rules: Mapping[str, AttentionRule]) -> Net:
     if not rules:
         return net
     model = nnx.merge(net.graphdef, net.params)
-    for path, module in nnx.iter_modules(model):
-        rule = rules.get(path_name(path))
-        if rule is not None:
-            module.qk_bits = None if rule.qk is None else rule.qk.bits
+    modules: dict[str, Any] = {path_name(path): module for path, module in nnx.iter_modules(model)}
+    for path, rule in rules.items():
+        modules[path].qk_bits = None if rule.qk is None else rule.qk.bits
     return Net.of(model)
