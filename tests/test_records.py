@@ -17,6 +17,7 @@ ROWS = json.loads((ROOT / "benchmarks/records/recipes-image.json").read_text())
 EIGHT_BITS = (
     "w8a8",
     "w8a8-dynamic",
+    "w8a8-fast",
     "smoothquant-w8a8",
     "quarot-w8a8",
     "naive-static-w8a8",
