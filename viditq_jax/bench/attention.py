@@ -1,10 +1,14 @@
-"""Float attention, by XLA and by cuDNN where it is there, at head sizes that kernels like and dislike."""
+"""The op attention, in floats and with 8-bit queries and keys, against JAX's own; at several head sizes."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import dispatch
+from pallas_kernels.attention import attention
 from viditq_jax.bench.device import on_cpu
 from viditq_jax.bench.ops import attempt, nbytes
 from viditq_jax.bench.timing import interleaved
@@ -12,7 +16,7 @@ from viditq_jax.bench.timing import interleaved
 HEAD_SIZES = (72, 80, 128)  # that of a width of 1152 in 16 heads; what it may be padded to
 _HEADS = 16
 CPU_TOKENS = 1024  # of one sample; an accelerator has two samples of 4096
-_IMPLEMENTATIONS = ("xla", "cudnn")
+BASELINE = "jax.nn"
 
 
 def case_name(size: int) -> str:
@@ -23,18 +27,17 @@ def case_name(size: int) -> str:
 def bench_attention(
     size: int, ceilings: dict[str, float], *, samples: int, seconds: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The rows of one head size, all in bfloat16, against XLA; and of what is not there the reason."""
+    """The rows of one head size, all of bfloat16, against `jax.nn`; and of what is not there the reason."""
     batch, tokens = (1, CPU_TOKENS) if on_cpu() else (2, 4096)
     keys = jax.random.split(jax.random.key(0), 6)
     shape = (batch, tokens, _HEADS, size)
     drawn = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys]
     pool = [{"q": q, "k": k, "v": v} for q, k, v in (drawn[:3], drawn[3:])]
     works, left_out = {}, {}
-    for name in _IMPLEMENTATIONS:
+    for name, compute in _variants().items():
 
-        def run(operands: dict[str, jax.Array], name: str = name) -> jax.Array:
-            q, k, v = (operands[each] for each in "qkv")
-            return jax.nn.dot_product_attention(q, k, v, implementation=name)  # type: ignore[call-overload]
+        def run(operands: dict[str, jax.Array], compute: Callable[..., jax.Array] = compute) -> jax.Array:
+            return compute(*(operands[each] for each in "qkv"))
 
         outcome = attempt(run, pool)
         if isinstance(outcome, str):
@@ -45,7 +48,7 @@ def bench_attention(
     flop, moved = 4 * batch * _HEADS * tokens**2 * size, nbytes(pool[0]) * 4 // 3
     ceiling = max(flop / ceilings["bfloat16_flop_per_s"], moved / ceilings["copy_bytes_per_s"])
     facts = {"op": "attention", "m": batch * tokens, "tokens": tokens, "heads": _HEADS, "head_size": size}
-    base = times["xla"]
+    base = times[BASELINE]
     return [
         {
             "case": case_name(size),
@@ -61,3 +64,12 @@ def bench_attention(
         }
         for name, timing in times.items()
     ], left_out
+
+
+def _variants() -> dict[str, Callable[..., jax.Array]]:
+    """JAX's own; and each implementation of the op, in floats and in 8 bits."""
+    found: dict[str, Callable[..., jax.Array]] = {BASELINE: jax.nn.dot_product_attention}
+    for name in dispatch.implementations("attention"):
+        found[name] = partial(attention, implementation=name)
+        found[f"{name}, 8-bit queries and keys"] = partial(attention, implementation=name, qk_bits=8)
+    return found

@@ -29,6 +29,7 @@ _PRODUCTS = tuple(  # of ops records, measured or not
     for op in _OPS[:2]
 )
 _FLOATS = ("float32", "bfloat16")
+_KINDS = ("matmul", "attention", "quantize", "elementwise", "other")  # as viditq_jax.bench.profile names them
 
 Record = Mapping[str, Any]
 
@@ -50,10 +51,12 @@ def speed_tables(folder: str | Path) -> str:
     pipelines, ops = (_read(Path(folder), kind) for kind in ("pipeline", "ops"))
     known = {**ops, **pipelines}
     devices = [*_EXPECTED, *sorted(known.keys() - _EXPECTED.keys())]
+    profiles = _profile_rows(pipelines, devices)
     return "\n\n".join(
         [
             _provenance(known, devices),
             _table(("what", "recipe"), _pipeline_rows(pipelines, devices), known, devices),
+            *(["Where the time goes, by the profiler:", _profile_table(profiles)] if profiles else []),
             "Single layers, the fastest implementation of each: the time, how many times as fast as jitted "
             "floats, and the share of what the device reaches at best (a large product, a large copy).",
             _table(("layer", "op"), _ops_rows(ops, devices), known, devices),
@@ -116,6 +119,22 @@ def _pipeline_rows(records: Mapping[str, Record], devices: Sequence[str]) -> lis
             cells = [_cell(found.get(device, {}).get(name)) for device in devices]
             table.append([case, name if name in _FLOATS else f"`{name}`", *cells])
     return table
+
+
+def _profile_rows(records: Mapping[str, Record], devices: Sequence[str]) -> list[list[str]]:
+    """A line for each profile of a step or a block."""
+    return [
+        [records[device]["name"], row["case"], row["recipe"], *(f"{share:.0%}" for share in shares)]
+        for device in devices
+        if device in records
+        for row in records[device]["rows"]
+        if (shares := [row["profile"][kind] for kind in _KINDS] if row.get("profile") else [])
+    ]
+
+
+def _profile_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [["device", "what", "recipe", *_KINDS], ["---"] * (3 + len(_KINDS)), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _ops_rows(records: Mapping[str, Record], devices: Sequence[str]) -> list[list[str]]:

@@ -87,11 +87,14 @@ def test_a_file_without_rivals_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "defines no function `rivals`" in capsys.readouterr().err
 
 
-def test_attention_is_compared_with_that_of_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_compared_with_that_of_jax(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("viditq_jax.bench.attention.CPU_TOKENS", 16)
     rows, left_out = bench_attention(72, CEILINGS, samples=1, seconds=1.0)
-    assert [row["implementation"] for row in rows] == ["xla"]
-    assert list(left_out) == ["cudnn"]
+    eight = "8-bit queries and keys"
+    assert [row["implementation"] for row in rows] == ["jax.nn", "xla", f"xla, {eight}"]
+    assert list(left_out) == ["cudnn", f"cudnn, {eight}"]
     assert rows[0]["ratio_vs_float"] == 1
     assert (
         rows[0]["bytes"] == 4 * 16 * 16 * 72 * 2

@@ -61,6 +61,16 @@ def test_of_an_op_the_fastest_implementation_is_shown_and_floats_are_none(folder
     assert lines == [f"| pixart-sigma-512 attn/qkv | `scaled_matmul` | {cell} | {NOT_MEASURED} |"]
 
 
+def test_profiles_are_shown_where_a_record_has_them(folder: Path) -> None:
+    assert "Where the time goes" not in speed_tables(folder)
+    file = folder / "pipeline-cpu.json"
+    record = json.loads(file.read_text())
+    shares = {"matmul": 0.5, "attention": 0.25, "quantize": 0.125, "elementwise": 0.125, "other": 0.0}
+    record["rows"][2]["profile"] = shares
+    file.write_text(json.dumps(record))
+    assert f"| Some CPU | {BLOCK} | w8a8 | 50% | 25% | 12% | 12% | 0% |" in speed_tables(folder).splitlines()
+
+
 def test_a_device_that_nobody_expected_has_a_column(folder: Path) -> None:
     record = {
         **HEAD,
