@@ -51,7 +51,7 @@ def test_rows_are_cut_into_whole_blocks_of_wide_loads(m, k, block, rows):
 )
 def test_the_kernel_lowers_for_cuda(m, k, block, regular):
     x = jax.ShapeDtypeStruct((m, k), jnp.bfloat16)
-    chosen = mosaic_gpu.tiles(x, block=block, regular=regular)
+    chosen = mosaic_gpu.fitting_tiles(x, block=block, regular=regular)[0]
 
     def transform(x):
         return mosaic_gpu.kernel(x, block=block, regular=regular, tiles=chosen)

@@ -60,7 +60,7 @@ def bench_attention(
             "ratio_vs_float": round(base.median_s / timing.median_s, 4),
             "flop": flop,
             "bytes": moved,
-            "fraction_of_ceiling": round(ceiling / timing.median_s, 4),
+            "fraction_of_ceiling": float(f"{ceiling / timing.median_s:.4g}"),
         }
         for name, timing in times.items()
     ], left_out

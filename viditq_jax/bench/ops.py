@@ -94,7 +94,7 @@ def _row(
         **ratios(times, name),
         "flop": case.flop,
         "bytes": moved,
-        "fraction_of_ceiling": round(ceiling / timing.median_s, 4),
+        "fraction_of_ceiling": float(f"{ceiling / timing.median_s:.4g}"),
     }
 
 

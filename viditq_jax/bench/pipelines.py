@@ -105,7 +105,7 @@ def ideal(name: str, timing: Timing, flop: Flop, ceilings: Mapping[str, float]) 
     return {
         "linear_flop": flop.linear,
         "attention_flop": flop.attention,
-        "fraction_of_ideal": round(best / timing.median_s, 4),
+        "fraction_of_ideal": float(f"{best / timing.median_s:.4g}"),
     }
 
 

@@ -157,7 +157,10 @@ def _ops_rows(records: Mapping[str, Record], devices: Sequence[str]) -> list[lis
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
-    return NOT_MEASURED if row is None else f"{_seconds(row)}{_ratios(row, row['recipe'])}"
+    if row is None:
+        return NOT_MEASURED
+    rate = f" ({row['images_per_second']:.3g} images/s)" if "images_per_second" in row else ""
+    return f"{_seconds(row)}{rate}{_ratios(row, row['recipe'])}"
 
 
 def _ops_cell(row: Mapping[str, Any] | None) -> str:

@@ -247,9 +247,7 @@ def test_flags_that_would_do_nothing_or_harm_are_refused(
         conditions((), tmp_path / "empty.txt", (), "prompt")
     with pytest.raises(ValueError, match=r"picture\.png is not a text file"):
         conditions((), tmp_path / "picture.png", (), "prompt")
-    refused(
-        ["inspect", "w8a8", "--export", str(tmp_path / "x")], "is a recipe; --layers and --export", capsys
-    )
+    refused(["inspect", "w8a8", "--export", str(tmp_path / "x")], "is a recipe; --layers, --speed", capsys)
     refused(["inspect", "--export", str(tmp_path / "picture.png")], "exists already", capsys)
     assert (tmp_path / "picture.png").read_bytes() == b"\x89PNG"
 

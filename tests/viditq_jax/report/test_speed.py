@@ -40,6 +40,8 @@ def ops_row(implementation: str, seconds: float, op: str = "scaled_matmul") -> d
 def folder(tmp_path: Path) -> Path:
     pipeline = {**HEAD, "rows": [pipeline_row("float32", 0.1), pipeline_row("bfloat16", 0.05)]}
     pipeline["rows"].append(pipeline_row("w8a8", 0.08))
+    pictures = {"case": "packaged model, batch 4, pictures", "images_per_second": 2.5}
+    pipeline["rows"].append({**pipeline_row("w8a8", 1.6), **pictures})
     ops = {**HEAD, "rows": [ops_row("float32", 1e-4), ops_row("xla", 3e-3), ops_row("mosaic_gpu", 2e-3)]}
     for kind, record in (("pipeline", pipeline), ("ops", ops)):
         (tmp_path / f"{kind}-cpu.json").write_text(json.dumps(record))
@@ -49,6 +51,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_cell_is_the_record_and_what_no_record_says_is_not_measured(folder: Path) -> None:
     lines = speed_tables(folder).splitlines()
     assert f"| {BLOCK} | `w8a8` | 80 ms: 1.25x float32, 0.62x bfloat16 | {NOT_MEASURED} |" in lines
+    shown = "1.6 s (2.5 images/s): 0.06x float32, 0.03x bfloat16"
+    assert f"| packaged model, batch 4, pictures | `w8a8` | {shown} | {NOT_MEASURED} |" in lines
     assert f"| {BLOCK} | bfloat16 | 50 ms: 2.00x float32 | {NOT_MEASURED} |" in lines
     assert f"| dit-xl-2-512, batch 16, step | `w4a8` | {NOT_MEASURED} | {NOT_MEASURED} |" in lines
     assert f"- NVIDIA H100: {NOT_MEASURED}." in lines
