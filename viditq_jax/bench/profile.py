@@ -27,7 +27,7 @@ _OPS = {
 _PRODUCT = re.compile(r"/(dot_general|conv_general_dilated)\b|= \S+ (dot|convolution)\(|gemm|conv")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_CONTAINER = re.compile(r"\b(while|call|conditional)\(")  # their time is that of what they run
+_CONTAINER = re.compile(r" (while|call|conditional)\(")  # a loop, and what it runs
 _LOOP = re.compile(r"kind=k(Loop|Input)|\b(fusion|copy|transpose|reduce|broadcast|convert)\(")
 
 
@@ -36,12 +36,11 @@ def shares(launch: Callable[[int], Any], compiled: Any, *, runs: int = 3) -> dic
 
     launch: runs it on input i. Empty where the profiler saw none of its operations.
     """
-    program = instructions(compiled.as_text())
-    kinds = {name: kind(text) for name, text in program.items() if not _CONTAINER.search(text)}
+    kinds = {name: kind(text) for name, text in instructions(compiled.as_text()).items()}
     spent: dict[str, float] = defaultdict(float)
     for name, duration in durations(launch, runs).items():
-        if name in kinds:
-            spent[kinds[name]] += duration
+        if of := kinds.get(name):
+            spent[of] += duration
     total = sum(spent.values())
     return {each: round(spent[each] / total, 4) for each in KINDS} if total else {}
 
@@ -52,8 +51,10 @@ def instructions(hlo: str) -> dict[str, str]:
     return {match[1]: match[0] for match in found if match}
 
 
-def kind(instruction: str) -> str:
-    """What an instruction is of; one of KINDS."""
+def kind(instruction: str) -> str | None:
+    """What an instruction is of, one of KINDS; None where its time is that of other instructions."""
+    if _CONTAINER.search(instruction):
+        return None
     named = _OP_NAME.search(instruction)
     scopes = named[1].split("/") if named else []
     for scope in reversed(scopes):

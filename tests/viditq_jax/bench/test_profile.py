@@ -19,7 +19,8 @@ from viditq_jax.bench.profile import KINDS, instructions, kind, shares
         ('%y = f32[8,8] fusion(%a), kind=kCustom, metadata={op_name="jit(f)/k,nk->n/dot_general"}', "matmul"),
         ('%g = f32[8,8] custom-call(%a), custom_call_target="__cublas$gemm"', "matmul"),
         ('%m = f32[8,8] fusion(%a), kind=kLoop, metadata={op_name="jit(f)/mul"}', "elementwise"),
-        ("%w = (f32[8]) while(%t), condition=%c, body=%b", "other"),
+        ("%w = (f32[8]) while(%t), condition=%c, body=%b", None),
+        ("%s = f32[8] sort(%t)", "other"),
     ],
 )  # fmt: skip
 def test_an_instruction_belongs_to_its_op_or_to_what_it_does(instruction, expected):
