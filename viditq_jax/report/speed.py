@@ -92,6 +92,7 @@ def _provenance(records: Mapping[str, Record], devices: Sequence[str]) -> str:
         )
         copy = f"copy {record['ceilings']['copy_bytes_per_s'] / 1e9:.3g} GB/s"
         made = f"jax {record['versions']['jax']}, {record['date'][:10]}"
+        made += ", a quick run" if record["settings"]["quick"] else ""
         lines.append(f"- {record['name']}{cores}: {made}. Ceilings: {peaks} Tflop/s, {copy}.")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ HEAD = {
         "bfloat16_flop_per_s": 3e11, "float32_flop_per_s": 2e11, "int8_flop_per_s": 2.5e11,
         "copy_bytes_per_s": 2e10,
     },
+    "settings": {"quick": True},
     "left_out": {},
 }  # fmt: skip
 BLOCK = "pixart block, width 1152, 1024 tokens"
@@ -56,7 +57,7 @@ def test_a_cell_is_the_record_and_what_no_record_says_is_not_measured(folder: Pa
     assert f"| {BLOCK} | bfloat16 | 50 ms: 2.00x float32 | {NOT_MEASURED} |" in lines
     assert f"| dit-xl-2-512, batch 16, step | `w4a8` | {NOT_MEASURED} | {NOT_MEASURED} |" in lines
     assert f"- NVIDIA H100: {NOT_MEASURED}." in lines
-    assert any("Some CPU, 2 cores: jax 0.10.2, 2026-11-23" in line for line in lines)
+    assert any("Some CPU, 2 cores: jax 0.10.2, 2026-11-23, a quick run." in line for line in lines)
 
 
 def test_of_an_op_the_fastest_implementation_is_shown_and_floats_are_none(folder: Path) -> None:
