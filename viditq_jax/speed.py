@@ -6,6 +6,7 @@ which are computed once, are left out.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -160,10 +161,8 @@ class _Listening:
         epilogue = "gelu" if after.gelu else "none"
         if after.residual is not None:
             epilogue = "residual" if after.gate is None else "gate"
-        rows = 1
-        for size in x.shape[:-1]:
-            rows *= size
-        self.heard[self.path] = Heard(rows, "modulated" if isinstance(x, Modulated) else "plain", epilogue)
+        form = "modulated" if isinstance(x, Modulated) else "plain"
+        self.heard[self.path] = Heard(math.prod(x.shape[:-1]), form, epilogue)
         return linear(self.weight, x, bias, after)
 
 
@@ -179,14 +178,14 @@ def _times(weight: QWeight, call: Heard, dtype: str) -> tuple[str | None, float 
     rows = measured.speed("quantize_rows", (call.rows, k), f"form={form}")
     if product is None or rows is None:
         return None, None, None
-    name, seconds = _quickest(product)
-    _, before = _quickest(rows)
+    own, before = _quickest(product), _quickest(rows)
+    if own is None or before is None:  # the code has changed since it was measured
+        return None, None, None
     # In floats, only a modulation is a pass of its own over the input.
     float_pass = rows.seconds[dtype] if call.form == "modulated" else 0.0
-    return name, seconds + before, product.seconds[dtype] + float_pass
+    return own[0], own[1] + before[1], product.seconds[dtype] + float_pass
 
 
-def _quickest(speed: measured.Speed) -> tuple[str, float]:
-    own = {name: value for name, value in speed.seconds.items() if name not in measured.FLOATS}
-    name = min(own, key=own.__getitem__)
-    return name, own[name]
+def _quickest(speed: measured.Speed) -> tuple[str, float] | None:
+    own = [item for item in speed.seconds.items() if item[0] not in measured.FLOATS]
+    return min(own, key=lambda item: item[1], default=None)

@@ -81,6 +81,12 @@ def test_nothing_is_said_of_floats_nor_of_a_device_that_was_not_measured(small, 
         warn_if_slower(small)
 
 
+def test_times_of_code_that_has_changed_since_are_no_times(small, monkeypatch):
+    floats = dict.fromkeys(measured.FLOATS, 1e-3)
+    monkeypatch.setattr(measured, "speed", lambda op, sizes, traits=None: measured.Speed((), "", floats))
+    assert all(layer.ratio is None for layer in layer_speeds(small))
+
+
 def test_weights_without_an_integer_product_are_not_compared(small, told):
     told(lambda op, traits: 1.0)
     rules = [dataclasses.replace(rule, act=None) for rule in load_recipe("w8a8-dynamic").rules]
