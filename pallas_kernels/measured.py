@@ -92,6 +92,7 @@ def _is_current(op: str, implementation: str, digest: str) -> bool:
 def compact(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of an ops record of `viditq bench` as a table keeps them: by op, the code and the shapes."""
     table: dict[str, Any] = {}
+    shapes: dict[tuple[Any, ...], dict[str, float]] = {}  # the seconds of a shape, which the table holds too
     for row in rows:
         op, name = row["op"], row["implementation"]
         if op not in SIZES:
@@ -100,11 +101,10 @@ def compact(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if name not in FLOATS:
             held["hashes"][name] = tuning.kernel_hash(op, name)
         traits = " ".join(f"{trait}={row[trait]}" for trait in TRAITS if trait in row)
-        shape = {"sizes": [row[size] for size in SIZES[op]], "traits": traits}
-        for known in held["shapes"]:
-            if shape.items() <= known.items():
-                known["seconds"][name] = row["median_s"]
-                break
-        else:
-            held["shapes"].append({**shape, "seconds": {name: row["median_s"]}})
+        sizes = [row[size] for size in SIZES[op]]
+        shape = (op, *sizes, traits)
+        if shape not in shapes:
+            shapes[shape] = {}
+            held["shapes"].append({"sizes": sizes, "traits": traits, "seconds": shapes[shape]})
+        shapes[shape][name] = row["median_s"]
     return table

@@ -71,7 +71,9 @@ def plain(tiles: Any) -> dict[str, Any]:
     """Tiles as they are written in a table."""
     if isinstance(tiles, Mapping):
         return dict(tiles)
-    return dataclasses.asdict(tiles) if dataclasses.is_dataclass(tiles) else tiles._asdict()  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(tiles):
+        return dataclasses.asdict(tiles)  # type: ignore[arg-type]  # is_dataclass takes classes too; none is here
+    return tiles._asdict()
 
 
 def key(facts: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """quantize_rows as XLA compiles the reference, with the fast Hadamard transform; fits every device.
 
 On a CPU the sum of the codes is a product of the codes in memory with ones: as a reduction XLA computes all
-codes a second time for it, as int32 in memory (4.7 of 12.5 ms for 1024 x 4608 numbers that are rotated, jax
-0.10.2, 2 hyperthreads of a shared Xeon).
+codes a second time for it, as int32 in memory. 1024 x 4608 rotated numbers take 26.7 ms with the reduction,
+24.2 with the product, 23.0 without a sum (jax 0.10.2, 2 hyperthreads of a shared Xeon, medians of 21).
 """
 
 from typing import Any

@@ -75,7 +75,8 @@ def interleaved(
                 jax.block_until_ready(result)
         return clock() - begun
 
-    launches, taken = {}, {name: [] for name in works}  # type: ignore[var-annotated]
+    launches: dict[str, int] = {}
+    taken: dict[str, list[float]] = {name: [] for name in works}
     for name, work in works.items():
         sample(work, 0, 1)  # compiles
         once = max(sample(work, 1, 1), 1e-9)

@@ -40,7 +40,7 @@ def tune(
     samples, seconds: of a case, as `interleaved` has them. Returns what the file then holds.
     """
     facts = header()
-    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"kernels": {}}
+    table = _held(file)
     for case in cases:
         for name in dispatch.implementations(case.op):
             module = plugins.find(f"pallas_kernels.{case.op}", name)
@@ -54,9 +54,7 @@ def tune(
             held = table["kernels"].get(kernel, {})
             entries = held["entries"] if held.get("hash") == digest else {}
             table["kernels"][kernel] = {"hash": digest, "entries": {**entries, key: entry}}
-            table |= {name: facts[name] for name in ("device", "name", "date", "versions")}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            _write(file, table, facts)
         advance(1)
     tuning.table.cache_clear()
     return table
@@ -64,13 +62,22 @@ def tune(
 
 def keep_speeds(record: Mapping[str, Any], file: Path) -> None:
     """The times of an ops record into the table of the device, in the place of those it had."""
-    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"kernels": {}}
-    table |= {name: record[name] for name in ("device", "name", "date", "versions")}
+    table = _held(file)
     table["speeds"] = {**table.get("speeds", {}), **measured.compact(record["rows"])}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    _write(file, table, record)
     tuning.table.cache_clear()
     measured.speeds.cache_clear()
+
+
+def _held(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"kernels": {}}
+
+
+def _write(file: Path, table: dict[str, Any], facts: Mapping[str, Any]) -> None:
+    """The table, with where and when it was measured."""
+    table |= {name: facts[name] for name in ("device", "name", "date", "versions")}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _best(

@@ -12,7 +12,6 @@ from typing import Any
 from flax import nnx
 
 from viditq_jax.net import Net, path_name
-from viditq_jax.quant.matching import matches
 from viditq_jax.quant.spec import Spec
 
 TOKENS = Spec.parse("int8/token")  # the one format that there is
@@ -30,10 +29,6 @@ class AttentionRule:
     qk: Spec | None = None
     optional: bool = False
     why: str = ""
-
-    def matches(self, path: str) -> bool:
-        """Whether one of the patterns matches the path of a module."""
-        return matches(self.match, path)
 
     def faults(self) -> list[str]:
         """What makes the rule impossible for any module."""
@@ -61,5 +56,6 @@ def with_attention(net: Net, rules: Mapping[str, AttentionRule]) -> Net:
     for path, module in nnx.iter_modules(model):
         rule = rules.get(path_name(path))
         if rule is not None:
-            module.qk_bits = None if rule.qk is None else rule.qk.bits  # type: ignore[attr-defined]
+            bits = None if rule.qk is None else rule.qk.bits
+            module.qk_bits = bits  # type: ignore[attr-defined]  # `attentions` found it there
     return Net.of(model)

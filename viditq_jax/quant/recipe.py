@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from viditq_jax.quant.attention import AttentionRule
-from viditq_jax.quant.matching import matches, winners
+from viditq_jax.quant.matching import winners
 from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.spec import Spec
 
@@ -54,10 +54,6 @@ class Rule:
     low_rank: int = 0
     optional: bool = False
     why: str = ""
-
-    def matches(self, path: str) -> bool:
-        """Whether one of the patterns matches the path of a layer."""
-        return matches(self.match, path)
 
     @property
     def needs_stats(self) -> bool:

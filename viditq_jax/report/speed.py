@@ -30,6 +30,7 @@ _PRODUCTS = tuple(  # of ops records, measured or not
 )
 _FLOATS = ("float32", "bfloat16")
 _KINDS = ("matmul", "attention", "quantize", "elementwise", "other")  # as viditq_jax.bench.profile names them
+_PROFILE = ("device", "what", "recipe", *_KINDS)
 
 Record = Mapping[str, Any]
 
@@ -56,7 +57,7 @@ def speed_tables(folder: str | Path) -> str:
         [
             _provenance(known, devices),
             _table(("what", "recipe"), _pipeline_rows(pipelines, devices), known, devices),
-            *(["Where the time goes, by the profiler:", _profile_table(profiles)] if profiles else []),
+            *(["Where the time goes, by the profiler:", _markdown(_PROFILE, profiles)] if profiles else []),
             "Single layers, the fastest implementation of each: the time, how many times as fast as jitted "
             "floats, and the share of what the device reaches at best (a large product, a large copy).",
             _table(("layer", "op"), _ops_rows(ops, devices), known, devices),
@@ -104,7 +105,11 @@ def _table(
     devices: Sequence[str],
 ) -> str:
     names = [_EXPECTED.get(device) or records[device]["name"] for device in devices]
-    lines = [[*head, *names], ["---"] * (2 + len(devices)), *rows]
+    return _markdown([*head, *names], rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -131,11 +136,6 @@ def _profile_rows(records: Mapping[str, Record], devices: Sequence[str]) -> list
         for row in records[device]["rows"]
         if (shares := [row["profile"][kind] for kind in _KINDS] if row.get("profile") else [])
     ]
-
-
-def _profile_table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [["device", "what", "recipe", *_KINDS], ["---"] * (3 + len(_KINDS)), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _ops_rows(records: Mapping[str, Record], devices: Sequence[str]) -> list[list[str]]:
