@@ -14,10 +14,11 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from viditq_jax.nn.adaln_single import CaptionEmbedder, CrossAttention, FinalLayer, Prompt, table, tiled
 from viditq_jax.nn.attention import attention, merge_heads, split_heads
 from viditq_jax.nn.conv import Conv
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
-from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated, zeroed
+from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated
 from viditq_jax.nn.norm import LayerNorm
 
 
@@ -77,13 +78,6 @@ CONFIGS = {
 }
 
 
-class Prompt(NamedTuple):
-    """An encoded prompt: keys and values of each block, [b, l, h, d] each, and the real tokens, [b, l]."""
-
-    kv: tuple[tuple[jax.Array, jax.Array], ...]
-    mask: jax.Array | None
-
-
 class Size(NamedTuple):
     """The micro-conditions, [b] each: pixels, and height / width, where PixArt gives the label of the bin."""
 
@@ -126,38 +120,6 @@ class SelfAttention(nnx.Module):
         return self.proj(merge_heads(attention(q, k, v, qk_bits=self.qk_bits)), after)
 
 
-class CrossAttention(nnx.Module):
-    """Attention to the prompt, whose keys and values are made apart by `encode`."""
-
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-        self.heads = heads
-        self.q_linear = Linear(width, width, rngs=rngs)
-        self.kv_linear = Linear(width, 2 * width, rngs=rngs)
-        self.proj = zeroed(Linear(width, width, rngs=rngs))
-
-    def folds(self) -> dict[str, tuple[str, int]]:
-        """Input channel j of `proj` mixes over tokens what row d + j of `kv_linear` gives."""
-        return {"proj": ("kv_linear", self.proj.weight.get_value().shape[1])}
-
-    def encode(self, y: Float[Array, "b l d"]) -> tuple[Float[Array, "b l h e"], Float[Array, "b l h e"]]:
-        """Keys and values of the prompt."""
-        k, v = jnp.split(self.kv_linear(y), 2, axis=-1)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
-
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        k: Float[Array, "b l h e"],
-        v: Float[Array, "b l h e"],
-        mask: jax.Array | None,
-        after: After = NOTHING,
-    ) -> Float[Array, "b n d"]:
-        """What each token takes from the prompt."""
-        q = split_heads(self.q_linear(x), self.heads)
-        keys = None if mask is None else mask[:, None, None, :]
-        return self.proj(merge_heads(attention(q, k, v, mask=keys)), after)
-
-
 class Block(nnx.Module):
     """Modulated self-attention, attention to the prompt, modulated MLP. Source: PixArt-alpha, section 2.3."""
 
@@ -165,7 +127,7 @@ class Block(nnx.Module):
         self.attn = SelfAttention(cfg, compress=compress, rngs=rngs)
         self.cross_attn = CrossAttention(cfg.width, cfg.heads, rngs=rngs)
         self.mlp = Mlp(cfg.width, int(cfg.mlp_ratio * cfg.width), rngs=rngs)
-        self.scale_shift_table = _table(6, cfg.width, rngs=rngs)
+        self.scale_shift_table = table(6, cfg.width, rngs=rngs)
 
     def __call__(
         self,
@@ -184,33 +146,6 @@ class Block(nnx.Module):
         return x
 
 
-class CaptionEmbedder(nnx.Module):
-    """Projects text features to the width of the model; may hold the caption that stands for no text."""
-
-    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.y_proj = Mlp(cfg.caption_channels, cfg.width, cfg.width, rngs=rngs)
-        shape = (cfg.text_length, cfg.caption_channels)
-        self.y_embedding = _table(*shape, rngs=rngs) if cfg.with_null_caption else None
-
-    def __call__(self, y: Float[Array, "b l c"]) -> Float[Array, "b l d"]:
-        """Text features in the width of the model."""
-        return self.y_proj(y)
-
-
-class FinalLayer(nnx.Module):
-    """Modulated norm and projection to patches; the time embedding is added to both rows of the table."""
-
-    def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-        self.linear = zeroed(Linear(cfg.width, cfg.patch_size**2 * cfg.out_channels, rngs=rngs))
-        self.scale_shift_table = _table(2, cfg.width, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n d"], e: Float[Array, "b d"]) -> Float[Array, "b n o"]:
-        """Tokens to flat patches; e is the time embedding."""
-        table = (self.scale_shift_table.get_value() + e[:, None]).astype(x.dtype)
-        shift, scale = jnp.split(table, 2, axis=1)
-        return self.linear(Modulated(x, shift, scale))
-
-
 class PixArt(nnx.Module):
     """The denoiser. Any latent size is accepted: positions are scaled to the training grid along each axis.
 
@@ -225,30 +160,22 @@ class PixArt(nnx.Module):
         self.t_block: nnx.List[Any] = nnx.List([nnx.silu, Linear(cfg.width, 6 * cfg.width, rngs=rngs)])
         self.csize_embedder = TimestepEmbedder(cfg.width // 3, rngs=rngs) if cfg.micro_conditions else None
         self.ar_embedder = TimestepEmbedder(cfg.width // 3, rngs=rngs) if cfg.micro_conditions else None
-        self.y_embedder = CaptionEmbedder(cfg, rngs=rngs)
+        null_length = cfg.text_length if cfg.with_null_caption else 0
+        self.y_embedder = CaptionEmbedder(cfg.caption_channels, cfg.width, null_length=null_length, rngs=rngs)
         blocks = [Block(cfg, compress=i in cfg.kv_compress, rngs=rngs) for i in range(cfg.depth)]
         self.blocks = nnx.List(blocks)
-        self.final_layer = FinalLayer(cfg, rngs=rngs)
+        self.final_layer = FinalLayer(cfg.width, cfg.patch_size**2 * cfg.out_channels, rngs=rngs)
 
     def null_caption(self) -> Float[Array, "l c"]:
         """The learned text features that stand for no text; raises ValueError where the weights hold none."""
-        if self.y_embedder.y_embedding is None:
-            raise ValueError("these weights hold no null caption; encode an empty prompt instead.")
-        return self.y_embedder.y_embedding.get_value()
+        return self.y_embedder.null_caption()
 
     def encode_prompt(self, y: Float[Array, "b l c"], mask: Bool[Array, "m l"] | None = None) -> Prompt:
         """Text features to the keys and values of every block; done once for all steps.
 
-        mask: True for real tokens. With fewer rows than y it is tiled, [m0, m1, m0, m1]: under guidance the
-        half without text then uses the mask of the prompt, as the original code does.
+        mask: True for real tokens. With fewer rows than y it is tiled, [m0, m1, m0, m1].
         """
-        if mask is not None:
-            if y.shape[0] % mask.shape[0]:
-                raise ValueError(
-                    f"{len(y)} captions do not share {len(mask)} mask rows evenly; pass a row each."
-                )
-            mask = jnp.tile(mask, (y.shape[0] // mask.shape[0], 1))
-        y = self.y_embedder(y)
+        mask, y = tiled(mask, y.shape[0]), self.y_embedder(y)
         return Prompt(tuple(block.cross_attn.encode(y) for block in self.blocks), mask)
 
     def __call__(
@@ -276,10 +203,6 @@ class PixArt(nnx.Module):
         for block, kv in zip(self.blocks, prompt.kv, strict=True):
             x = block(x, modulation, kv, prompt.mask, height)
         return unpatchify(self.final_layer(x, e), height, cfg.patch_size)
-
-
-def _table(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Param:
-    return nnx.Param(jax.random.normal(rngs.params(), (rows, width), jnp.float32) / width**0.5)
 
 
 def _mean_conv(channels: int, factor: int, *, rngs: nnx.Rngs) -> Conv:
