@@ -16,7 +16,10 @@ from converters.tensor import ConversionError
 Shapes = Mapping[str, tuple[int, ...]]
 C = TypeVar("C")
 # Told by a file or a person; a model with zero or less of these would be built, and make no picture.
-_POSITIVE = ("heads", "input_size", "text_length", "pe_interpolation", "scaling_factor")
+_POSITIVE = (
+    "heads", "input_size", "frames", "text_length", "pe_interpolation", "space_scale", "time_scale",
+    "scaling_factor",
+)  # fmt: skip
 
 
 def resolve(

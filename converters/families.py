@@ -33,7 +33,6 @@ _STRANGERS = (
     (r"transformer_blocks\.0\.attn\.add_k_proj\.weight", "Stable Diffusion 3 (diffusers)"),
     (r"patch_embed\.text_proj\..*", "CogVideoX (diffusers)"),
     (r"spatial_blocks\.0\..*", "STDiT3 (Open-Sora 1.2)"),
-    (r"blocks\.0\.attn_temp\..*", "STDiT (Open-Sora 1.0)"),
     (r"temporal_transformer_blocks\..*", "Latte"),
     (r"temp_embed", "Latte, class-conditional"),
     (r"encoder\.block\.1\.layer\.0\.SelfAttention\.relative_attention_bias\.weight", "umT5"),

@@ -108,6 +108,8 @@ def convert(
         facts["sampler"] = _sampler(given["scheduler"], facts["sampler"])
     factor = parts["decoder"].config.downsampling if "decoder" in parts else _LATENT_FACTOR
     facts["image_size"] = [denoiser.config.input_size * factor] * 2
+    if (frames := getattr(denoiser.config, "frames", None)) is not None:
+        facts["frames"] = frames
     facts["dtype"] = dtype.name
     facts["source"] = {name: {"format": part.format, "file": part.file.name} for name, part in parts.items()}
     facts |= {

@@ -75,11 +75,12 @@ POINTWISE = Transform(lambda parts: next(parts)[:, :, 0, 0], lambda x: [x[:, :, 
 LEFT_OUT = Transform(lambda parts: next(parts), lambda x: [])
 
 
-def patch(side: int) -> Transform:
-    """A strided convolution [d, c, p, p] as a linear layer [d, c p p]."""
+def patch(side: int, *, frames: bool = False) -> Transform:
+    """A strided convolution [d, c, p, p], or [d, c, 1, p, p] over frames, as a linear layer [d, c p p]."""
+    one = (1,) if frames else ()
     return Transform(
         lambda parts: (conv := next(parts)).reshape(conv.shape[0], -1),
-        lambda x: [x.reshape(x.shape[0], x.shape[1] // side**2, side, side)],
+        lambda x: [x.reshape(x.shape[0], x.shape[1] // side**2, *one, side, side)],
     )
 
 

@@ -112,6 +112,11 @@ class Pipeline:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
         if not conditions:
             raise ValueError("no conditions were given; give one prompt or class index for each picture.")
+        if "frames" in self.facts:
+            raise ValueError(
+                f"{self.facts['denoiser']['model']} makes videos of {self.facts['frames']} frames, and only"
+                f" pictures are sampled so far; call its denoiser with a sampler of your own."
+            )
         if negative and (reason := self._no_negative(guide)):
             raise ValueError(
                 f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."

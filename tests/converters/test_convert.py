@@ -15,7 +15,9 @@ import torch
 
 from converters import ConversionError, SourceError, convert, export, save_safetensors
 from tests import diffusers_pipelines, tiny
-from viditq_jax.models import autoencoder_kl, dit, t5
+from viditq_jax.checkpoint import save
+from viditq_jax.load import load_pipeline
+from viditq_jax.models import autoencoder_kl, dit, stdit, t5
 from viditq_jax.net import Net, abstract
 
 DIT = dit.Config(width=48, depth=2, heads=4, input_size=8, classes=7)
@@ -126,6 +128,19 @@ def test_an_autoencoder_without_a_config_has_the_scale_of_the_published_one(
         ConversionError, match=r"vae\.safetensors \(AutoencoderKL, ldm format\): 8 channels do not"
     ):
         convert(tmp_path / "x.pt", config=SIZES, vae=parts / "vae" / "vae.safetensors")
+
+
+def test_a_video_model_converts_and_says_that_it_is_not_sampled(tmp_path: Path) -> None:
+    told = {"heads": 4, "input_size": 8, "frames": 3, "space_scale": 0.5, "time_scale": 1.0}
+    config = stdit.Config(**told, depth=1, width=16, text_length=5, caption_channels=8)
+    net = tiny.randomized(abstract(stdit.build, config), 5)
+    path = save_safetensors(tmp_path / "x.safetensors", export(net, "stdit", config))
+    artifact = convert(path, config=told, dtype=jnp.float32)
+    assert (artifact.facts["frames"], artifact.facts["image_size"]) == (3, [64, 64])
+    assert_equal(artifact.nets["denoiser"](), net)
+    save(artifact, tmp_path / "video")
+    with pytest.raises(ValueError, match="stdit makes videos of 3 frames, and only pictures are sampled"):
+        load_pipeline(tmp_path / "video").latents(["a red apple"])
 
 
 def test_a_bare_denoiser_converts_and_samples_as_its_authors_do(net: Net, tmp_path: Path) -> None:

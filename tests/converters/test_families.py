@@ -18,13 +18,17 @@ from converters.sources import Source, open_source
 from converters.tensor import Tensor
 from tests.torch_params import randomize
 from viditq_jax import plugins
-from viditq_jax.models import autoencoder_kl, dit, pixart, t5
+from viditq_jax.models import autoencoder_kl, dit, pixart, stdit, t5
 from viditq_jax.net import Net, abstract
 
 DIT = dit.Config(width=48, depth=3, heads=4, input_size=8, classes=7)
 PIXART = pixart.Config(
     input_size=16, pe_interpolation=2.0, text_length=9, depth=3, width=48, heads=4, caption_channels=24
 )
+STDIT = stdit.Config(
+    frames=5, input_size=16, space_scale=0.5, time_scale=2.0, text_length=9, depth=3, width=48, heads=4,
+    caption_channels=24,
+)  # fmt: skip
 T5 = t5.Config(num_layers=2, d_model=24, d_ff=32, num_heads=3, d_kv=8, vocab_size=50)
 VAE = autoencoder_kl.Config(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4)
 NO_NULL = dataclasses.replace(PIXART, with_null_caption=False)
@@ -45,6 +49,8 @@ CASES = [
     ("pixart", MICRO, "original-split"),
     ("pixart", MICRO, "diffusers"),
     ("pixart", NO_NULL, "diffusers"),
+    ("stdit", STDIT, "original"),
+    ("stdit", dataclasses.replace(STDIT, with_null_caption=False, patch_size=4), "original-split"),
     ("t5", T5, "transformers"),
     ("autoencoder_kl", VAE, "diffusers"),
     ("autoencoder_kl", VAE, "diffusers-2022"),
@@ -52,6 +58,7 @@ CASES = [
     ("autoencoder_kl", NO_QUANT, "ldm"),
     ("autoencoder_kl", dataclasses.replace(VAE, mid_block_add_attention=False), "diffusers"),
 ]
+DENOISERS = "DiT, PixArt, STDiT"
 # What shapes cannot show; a config.json of the family says it.
 TOLD: dict[str, Callable[[Any], dict[str, Any]]] = {
     "dit": lambda c: {"heads": c.heads, "input_size": c.input_size},
@@ -60,6 +67,14 @@ TOLD: dict[str, Callable[[Any], dict[str, Any]]] = {
         "sample_size": c.input_size,
         "interpolation_scale": c.pe_interpolation,
         "text_length": c.text_length,
+    },
+    "stdit": lambda c: {
+        "num_heads": c.heads,
+        "input_size": c.input_size,
+        "frames": c.frames,
+        "space_scale": c.space_scale,
+        "time_scale": c.time_scale,
+        "model_max_length": c.text_length,
     },
     "t5": lambda c: {},
     "autoencoder_kl": lambda c: {
@@ -238,8 +253,9 @@ def export_shapes(model: str, config: Any) -> dict[str, Any]:
 
 
 def test_the_original_files_have_as_many_tensors_as_published() -> None:
-    """292 in DiT-XL/2, one of which is the position table that we compute."""
+    """292 in DiT-XL/2 and 550 in STDiT, position tables included, which we compute: one, and two."""
     assert len(export_shapes("dit", dit.CONFIGS["dit-xl-2-256"])) == 291
+    assert len(export_shapes("stdit", stdit.CONFIGS["stdit-xl-2-16x512x512"])) == 550 - 2
     assert len(export_shapes("autoencoder_kl", autoencoder_kl.CONFIGS["sd-vae-ft"])) == 248
 
 
@@ -255,7 +271,6 @@ def source_of(*names: str, axes: int = 2) -> Source:
         (("double_blocks.0.img_attn_qkv.weight", "img_in.proj.weight"), "HunyuanVideo"),
         (("joint_blocks.0.x_block.attn.qkv.weight",), "Stable Diffusion 3"),
         (("blocks.0.self_attn.q.weight",), "Wan 2.1"),
-        (("blocks.0.attn_temp.qkv.weight", "blocks.0.scale_shift_table"), "STDiT"),
         (("spatial_blocks.0.attn.qkv.weight", "rope.freqs"), "STDiT3"),
         (("adaln_single.linear.weight", "temporal_transformer_blocks.0.scale_shift_table"), "Latte"),
         (("temp_embed", "final_layer.adaLN_modulation.1.weight"), "Latte, class-conditional"),
@@ -267,7 +282,7 @@ def source_of(*names: str, axes: int = 2) -> Source:
 )
 def test_a_stranger_is_refused_by_the_name_of_its_family(names: tuple[str, ...], title: str) -> None:
     with pytest.raises(
-        ConversionError, match=rf"not a denoiser we know \(DiT, PixArt\): it looks like {title}"
+        ConversionError, match=rf"not a denoiser we know \({DENOISERS}\): it looks like {title}"
     ):
         families.recognize(source_of(*names), "denoiser")
 

@@ -13,8 +13,9 @@ from flax import nnx
 from pallas_kernels.compat import Gpu, tracing_for
 from tests.tiny import randomized
 from viditq_jax.bench.models import quantized
-from viditq_jax.models import dit, pixart
+from viditq_jax.models import dit, pixart, stdit
 from viditq_jax.net import Net, abstract
+from viditq_jax.nn.video import Grid
 from viditq_jax.quant.recipe import load_recipe
 
 H100 = Gpu("NVIDIA H100", (9, 0), 132)
@@ -25,6 +26,7 @@ OPS = ("quantize_rows", "scaled_matmul")
 PRODUCTS = {
     "pixart": 6,
     "dit": 4,
+    "stdit": 8,
 }  # of tokens with weights in a block; the prompt's keys and values are made before
 
 
@@ -36,6 +38,11 @@ def block(model: str, recipe: str) -> tuple[Net, Any]:
         net = randomized(abstract(pixart.build, config), 0)
         kv = 2 * (jnp.ones((BATCH, TEXT, HEADS, WIDTH // HEADS), jnp.bfloat16),)
         rest = (jnp.ones((BATCH, 6, WIDTH), jnp.bfloat16), kv, None, SIDE)
+    elif model == "stdit":
+        config = stdit.Config(**SIZES, caption_channels=64, text_length=TEXT)
+        net = randomized(abstract(stdit.build, config), 0)
+        kv = 2 * (jnp.ones((BATCH, TEXT, HEADS, WIDTH // HEADS), jnp.bfloat16),)
+        rest = (jnp.ones((BATCH, 6, WIDTH), jnp.bfloat16), kv, None, Grid(4, 4, SIDE**2 // 16))
     else:
         net = randomized(abstract(dit.build, dit.Config(**SIZES)), 0)
         rest = (jnp.ones((BATCH, WIDTH), jnp.bfloat16),)
@@ -85,14 +92,18 @@ def traced(model: str, recipe: str) -> list[tuple[str, Any]]:
         return list(equations(jax.make_jaxpr(run)(net).jaxpr))
 
 
-@pytest.mark.parametrize(("model", "recipe"), [("pixart", "w8a8"), ("dit", "w8a8"), ("pixart", "w4a8")])
+@pytest.mark.parametrize(
+    ("model", "recipe"), [("pixart", "w8a8"), ("dit", "w8a8"), ("stdit", "w8a8"), ("pixart", "w4a8")]
+)
 def test_a_block_is_a_pass_and_a_product_a_layer_and_attention(model: str, recipe: str) -> None:
     """The product of packed weights is that of int8, after they are unpacked."""
     program = traced(model, recipe)
     names = Counter(name for name, _ in program)
     layers = PRODUCTS[model]
-    attention = {"pixart": 2, "dit": 1}[model]
-    conditioning = {"pixart": 0, "dit": 1}[model]  # DiT makes the modulation in its block, in floats
+    attention = {"pixart": 2, "dit": 1, "stdit": 3}[model]
+    conditioning = {"pixart": 0, "dit": 1, "stdit": 0}[
+        model
+    ]  # DiT makes the modulation in its block, in floats
     assert (names["quantize_rows"], names["scaled_matmul"]) == (layers, layers)
     assert names["dot_product_attention_fwd_wrapper"] == attention  # of cuDNN
     assert names["dot_general"] == conditioning

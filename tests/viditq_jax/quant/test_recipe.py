@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from viditq_jax.models import dit, pixart
+from viditq_jax.models import dit, pixart, stdit
 from viditq_jax.net import abstract
 from viditq_jax.quant.attention import attentions
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
@@ -177,6 +177,7 @@ NETS = {
         pixart.build,
         dataclasses.replace(pixart.CONFIGS["pixart-alpha-xl-2-1024-ms"], width=192, heads=3, depth=2),
     ),
+    "stdit": abstract(stdit.build, dataclasses.replace(stdit.CONFIGS["stdit-xl-2-16x512x512"], depth=2)),
 }
 
 
@@ -194,11 +195,13 @@ def test_packaged_recipes_resolve_and_quantize_the_linears_of_the_blocks_alone(n
     per_block = ["attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"]
     if net != "dit":
         per_block += ["cross_attn/q_linear", "cross_attn/kv_linear", "cross_attn/proj"]
+    if net == "stdit":
+        per_block += ["attn_temp/qkv", "attn_temp/proj"]
     blocks = {path.split("/")[1] for path in weights if path.startswith("blocks/")}
     expected = {f"blocks/{i}/{layer}" for i in blocks for layer in per_block}
     assert quantized == (set() if name == "float" else expected)
-    modules = attentions(NETS[net])
-    assert set(packaged.resolve_attention(modules)) == (set(modules) if name == "w8a8-fast" else set())
+    modules = {path for path in attentions(NETS[net]) if not path.endswith("attn_temp")}  # it has few keys
+    assert set(packaged.resolve_attention(modules)) == (modules if name == "w8a8-fast" else set())
 
 
 def test_no_recipe_is_packaged_without_this_test():
