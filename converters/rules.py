@@ -60,10 +60,12 @@ class Table:
     """All rules of a format. Where several are for one target, the first whose names are all there is taken.
 
     drop: patterns of names that are not read, because they are computed anew or belong to another model.
+    computed: makes tensors that are not read either, but written, because the format is known by them.
     """
 
     rules: tuple[Rule, ...]
     drop: tuple[str, ...] = ()
+    computed: Callable[[], Mapping[str, np.ndarray]] = dict
 
 
 SAME = Transform(lambda parts: next(parts), lambda x: [x])
@@ -120,7 +122,8 @@ def plan(net: Net, tensors: Mapping[str, Any], table: Table) -> dict[str, tuple[
     """
     chosen = {name: choose(name, tensors, table) for name, _ in net.variables()}
     used = {source for _, sources in chosen.values() for source in sources}
-    dropped = {name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in table.drop)}
+    drop = (*table.drop, *table.computed())
+    dropped = {name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in drop)}
     spare = sorted(tensors.keys() - used - dropped)
     written, wrong = functools.cache(_written), []  # blocks repeat the same few shapes
     for name, variable in net.variables():
@@ -170,7 +173,7 @@ def export(net: Net, table: Table) -> dict[str, Shaped[np.ndarray, "..."]]:
     for name, variable in net.variables():
         rule, sources = choose(name, {}, table)
         arrays.update(zip(sources, rule.transform.write(np.asarray(variable.get_value())), strict=True))
-    return arrays
+    return {**arrays, **table.computed()}
 
 
 def choose(name: str, tensors: Mapping[str, Any], table: Table) -> tuple[Rule, tuple[str, ...]]:

@@ -53,7 +53,8 @@ class SpaceTimeAttention(nnx.Module):
         if width % heads:
             raise ValueError(f"width {width} does not divide into {heads} heads; choose a divisor.")
         self.heads, self.over, self.rotary = heads, over, rotary
-        self.qk_bits: int | None = None
+        if over == "space":
+            self.qk_bits: int | None = None  # across frames there are too few keys for 8 bits to pay
         self.qkv = Linear(width, 3 * width, rngs=rngs)
         self.proj = Linear(width, width, rngs=rngs)
         self.q_norm = RMSNorm(width // heads, rngs=rngs) if qk_norm else None
@@ -78,7 +79,7 @@ class SpaceTimeAttention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = rotate(q), rotate(k)
-        y = attention(q, k, v, qk_bits=self.qk_bits)
+        y = attention(q, k, v, qk_bits=self.qk_bits if self.over == "space" else None)
         y = rearrange(y, f"{apart} -> b (t s) (h d)", t=grid.frames, s=grid.tokens)
         return self.proj(y.reshape(x.shape), after)
 
