@@ -1,16 +1,18 @@
 """Write the tables of docs/kernels.md from the code and the records: python -m benchmarks.kernel_tables"""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from pallas_kernels import dispatch
+from pallas_kernels import compat, dispatch
 from tests.machine_code.record import FOLDER, machine_code
 from tests.machine_code.rows import LIBRARIES, OPS, ROWS
 from tests.machine_code.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "kernels.md"
+TPU = compat.Tpu("TPU v5e")
 PROCESSORS = {"vnni": "run, with AVX512-VNNI"}  # implementations that not every CPU has
 Table = list[list[str]]
 _SPILLS = {"spill_stores": "spill stores", "spill_loads": "loads", "loop_spills": "of them in the loop"}
@@ -34,14 +36,17 @@ def with_tables(page: str) -> str:
 
 def support() -> str:
     """Op by implementation by device: run, interpreted, compiled only, or unsupported; then the reasons."""
-    table = [["op", "implementation", "CPU", *(f"{name}, {each.short}" for name, each in TARGETS.items())]]
+    table = [
+        ["op", "implementation", "CPU", *(f"{name}, {each.short}" for name, each in TARGETS.items()), "TPU"]
+    ]
     reasons: dict[str, list[str]] = {}
     for op in OPS:
         on_cpu = next(row for row in ROWS if row.op == op).reasons()
         for name in dispatch.implementations(op):
-            found = [_on_cpu(op, name, on_cpu[name]), *(_on_gpu(op, name, target) for target in TARGETS)]
+            found = [_on_cpu(op, name, on_cpu[name])]
+            found += [*(_on_gpu(op, name, target) for target in TARGETS), _on_tpu(op, name)]
             table.append([f"`{op}`", f"`{name}`", *(state for state, _ in found)])
-            for device, (_, reason) in zip(("CPU", *TARGETS), found, strict=True):
+            for device, (_, reason) in zip(("CPU", *TARGETS, "TPU"), found, strict=True):
                 if reason:
                     reasons.setdefault(f"`{op}`/`{name}` {reason}", []).append(device)
     lines = [f"- {', '.join(devices)}: {reason}." for reason, devices in reasons.items()]
@@ -91,6 +96,19 @@ def _on_gpu(op: str, name: str, target: str) -> tuple[str, str | None]:
     reason = machine_code(target)["reasons"][op][name]
     known = "lowered only" if name in LIBRARIES else "compiled only"
     return (known, None) if reason is None else ("unsupported", reason)
+
+
+def _on_tpu(op: str, name: str) -> tuple[str, str | None]:
+    """The tests lower for it what is supported."""
+    reasons = [row[name] for row in _reasons_on_tpu(op)]
+    return ("lowered only", None) if None in reasons else ("unsupported", reasons[0])
+
+
+@functools.cache
+def _reasons_on_tpu(op: str) -> list[dict[str, str | None]]:
+    """Of all rows of an op, for a program that is not here to run."""
+    with compat.tracing_for(TPU):
+        return [row.reasons() for row in ROWS if row.op == op]
 
 
 def _was_run(op: str, name: str, target: str) -> bool:

@@ -2,15 +2,17 @@
 
 No other file asks for a version. What is here:
 
-- `default_gpu()`: the GPU that programs traced now are for, or None; `tracing_for` names one that is not
-  here. `unsupported` asks it; a kernel body and its launch never do, so that they lower on a machine without
-  one.
+- `default_gpu()`, `default_tpu()`: the device that programs traced now are for, or None; `tracing_for` names
+  one that is not here. `unsupported` asks it; a kernel body and its launch never do, so that they lower on a
+  machine without one.
 - `Target`: how a kernel body runs. `COMPILED` is for a GPU; `interpreted()` is for tests on a CPU, where it
   also finds races: `races_found()` says whether the last kernel interpreted so had one. A kernel takes a
   target as an argument and calls `target.kernel`, `target.load` and `target.iota`, not those of `plgpu`,
   `target.tiled` for the layout of shared memory that TMA and wgmma share, `target.stored`, `target.block` and
   `target.columns` for an operand of wgmma whose rows are outputs, `target.cluster_barrier` and
   `target.copy_to_cluster` for what blocks of a cluster share, and asks `target.clips_stores`.
+
+- `interpreted_tpu()`: what the argument `interpret` of a kernel for TPUs is in tests on a CPU.
 
 What the interpreter does not show (jax 0.10.2): it runs every copy and every wgmma at once, so a wait that is
 missing for one of them goes unseen; and its threads wait for ever where a cluster has more blocks than one.
@@ -28,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 _LOAD_WANTS_INDEX = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty  # 0.10
@@ -48,6 +51,13 @@ class Gpu:
     cores: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """A TPU as kernels see it."""
+
+    name: str
+
+
 def default_device() -> Any:
     """The device on which JAX places arrays by default."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
@@ -56,7 +66,7 @@ def default_device() -> Any:
     return device
 
 
-_other: ContextVar[Gpu | None] = ContextVar("other", default=None)
+_other: ContextVar[Gpu | Tpu | None] = ContextVar("other", default=None)
 
 
 def for_cpu() -> bool:
@@ -65,12 +75,12 @@ def for_cpu() -> bool:
 
 
 @contextmanager
-def tracing_for(gpu: Gpu) -> Iterator[None]:
-    """What is traced inside, to be exported or compiled elsewhere, is for this GPU, which need not be here.
+def tracing_for(device: Gpu | Tpu) -> Iterator[None]:
+    """What is traced inside, to be exported or compiled elsewhere, is for a device that need not be here.
 
     A function that jax.jit has traced already is not traced again.
     """
-    token = _other.set(gpu)
+    token = _other.set(device)
     try:
         yield
     finally:
@@ -80,7 +90,7 @@ def tracing_for(gpu: Gpu) -> Iterator[None]:
 def default_gpu() -> Gpu | None:
     """The device on which JAX places arrays by default, if it is an NVIDIA GPU; or that of `tracing_for`."""
     if (other := _other.get()) is not None:
-        return other
+        return other if isinstance(other, Gpu) else None
     device = default_device()
     if device.platform not in ("gpu", "cuda"):
         return None
@@ -89,6 +99,14 @@ def default_gpu() -> Gpu | None:
     if not (point and major.isdigit() and minor.isdigit()):  # AMD writes gfx942
         return None
     return Gpu(device.device_kind, (int(major), int(minor)), device.core_count)
+
+
+def default_tpu() -> Tpu | None:
+    """The device on which JAX places arrays by default, if it is a TPU; or that of `tracing_for`."""
+    if (other := _other.get()) is not None:
+        return other if isinstance(other, Tpu) else None
+    device = default_device()
+    return Tpu(device.device_kind) if device.platform == "tpu" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +216,20 @@ def interpreted(*, detect_races: bool = False, clips: bool = False) -> Target:
         params = importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.params").InterpretGPUParams
     outside = "uninitialized" if clips else "raise"
     return Target(params(detect_races=detect_races, out_of_bounds_reads=outside))
+
+
+def interpreted_tpu(*, detect_races: bool = False) -> Any:
+    """What runs a kernel for TPUs on the CPU, in vector memory that begins as NaN."""
+    return pltpu.InterpretParams(detect_races=detect_races, uninitialized_memory="nan")
+
+
+def races_found_tpu() -> bool:
+    """As `races_found`, of the last kernel interpreted for a TPU."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    races = interpret_pallas_call.races
+    assert races is not None, "no kernel was interpreted"
+    return races.races_found
 
 
 def races_found() -> bool:

@@ -22,8 +22,9 @@ from pallas_kernels import tuning
 from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target, default_gpu
 from pallas_kernels.hadamard import _registers as registers
 from pallas_kernels.quantize_rows import xla
+from pallas_kernels.quantize_rows._channels import of_channels
 from pallas_kernels.quantize_rows._mosaic_gpu_body import Codes, Steps, quantize_block
-from pallas_kernels.quantize_rows.reference import Result, folded, prepared, signed
+from pallas_kernels.quantize_rows.reference import Result, prepared
 from pallas_kernels.rows import CANDIDATES, Tiles, fitting, ranked
 
 
@@ -107,7 +108,7 @@ def kernel(
         x = xla.rotated(x, signs, block, regular)
         modulation = activation = balance = signs = block = None
     (m, k), static = x.shape, scale is not None
-    operands = {"x": x, **_of_channels(modulation, activation, balance, signs, k)}
+    operands = {"x": x, **of_channels(modulation, activation, balance, signs, k)}
     operands |= {name: each.ravel() for name, each in (("scale", scale), ("zero", zero)) if each is not None}
     results = {
         "codes": jax.ShapeDtypeStruct((m, k), dtype),
@@ -137,23 +138,3 @@ def kernel(
     )(*operands.values())
     named = {name: each[:, None] for name, each in zip(results, made, strict=True) if name != "codes"}
     return made[0], named["scales"], zero if static else named.get("zeros"), named.get("sums")
-
-
-def _of_channels(
-    modulation: tuple[jax.Array, jax.Array] | None,
-    activation: str | None,
-    balance: jax.Array | None,
-    signs: jax.Array | None,
-    k: int,
-) -> dict[str, jax.Array]:
-    """What belongs to channels: shift and factor of each group, [b, k], and a multiplier, [k]."""
-    if modulation is not None and activation is None:  # balance and signs go into it
-        shift, factor = (signed(each, signs) for each in folded(modulation, balance))
-        return {"shift": shift, "factor": factor}
-    operands: dict[str, jax.Array] = {}
-    if modulation is not None:
-        operands["shift"], operands["factor"] = folded(modulation, None)
-    if balance is not None or signs is not None:
-        inverse = jnp.ones(k) if balance is None else 1 / balance.astype(jnp.float32)
-        operands["multiplier"] = signed(inverse[None], signs)[0]
-    return operands

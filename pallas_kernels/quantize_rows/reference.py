@@ -55,15 +55,19 @@ def prepared(
     y = x.astype(jnp.float32)
     if modulation is not None:
         shift, factor = folded(modulation, balance if activation is None else None)
-        groups = y.reshape(len(shift), -1, y.shape[1])
-        centered = groups - groups.mean(-1, keepdims=True)
-        normal = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + eps)
+        normal = normalized(y.reshape(len(shift), -1, y.shape[1]), eps)
         y = (normal * factor[:, None] + shift[:, None]).reshape(y.shape)
     if activation is not None:
         y = jax.nn.gelu(y, approximate=True)
     if balance is not None and (modulation is None or activation is not None):
         y = y / balance.astype(jnp.float32)
     return y
+
+
+def normalized(y: jax.Array, eps: float) -> jax.Array:
+    """Rows of mean 0 and variance 1."""
+    centered = y - y.mean(-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + eps)
 
 
 def folded(modulation: tuple[jax.Array, jax.Array], balance: jax.Array | None) -> tuple[jax.Array, jax.Array]:

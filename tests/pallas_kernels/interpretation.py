@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+from pallas_kernels import compat
 
 LIMIT = 600  # seconds; a kernel takes five on an idle machine
 
@@ -24,3 +27,14 @@ def limited() -> Iterator[None]:
 def lowered_for_cuda(function: Callable[..., Any], *arguments: Any) -> str:
     """The StableHLO of a program for an NVIDIA GPU, with its kernels lowered to Mosaic."""
     return jax.export.export(jax.jit(function), platforms=["cuda"])(*arguments).mlir_module()
+
+
+def lowered_for_tpu(function: Callable[..., Any], *arguments: Any) -> str:
+    """The StableHLO of a program for a TPU, with its kernels lowered to Mosaic."""
+    name = "TPU v5e"
+    device = AbstractDevice(device_kind=name, num_cores=1, platform="tpu")
+    with (
+        compat.tracing_for(compat.Tpu(name)),
+        use_abstract_mesh(AbstractMesh((), (), abstract_device=device)),
+    ):
+        return jax.export.export(jax.jit(function), platforms=["tpu"])(*arguments).mlir_module()
