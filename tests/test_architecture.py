@@ -66,8 +66,12 @@ THIRD_PARTY_FREE = {
     "pallas_kernels": {"jax", "numpy", "jaxtyping"},
     "viditq_jax.sampling": {"jax", "numpy", "jaxtyping"},
 }
-# XLA:CPU has no way to its instructions but machine code, and Pallas has no backend for CPUs.
-MAKES_MACHINE_CODE = {"pallas_kernels/x86": {"llvmlite"}}
+# XLA:CPU has no way to its instructions but machine code, and Pallas has no backend for CPUs. On NVIDIA GPUs
+# before Hopper it has none with jax 0.10.
+MAKES_MACHINE_CODE = {
+    "pallas_kernels/x86": {"llvmlite"},
+    "pallas_kernels/triton_kernels": {"triton", "jax_triton"},
+}
 NEVER = {"torch", "diffusers", "transformers"}
 
 
