@@ -11,7 +11,7 @@ from pallas_kernels.packed_matmul.cases import CASES
 from pallas_kernels.packed_matmul.triton import launch, misfit
 from pallas_kernels.packing import pack
 from pallas_kernels.scaled_matmul._triton import Tiles, ranked_tiles
-from tests.pallas_kernels.triton_interpreter import interpreted, needs_triton
+from tests.pallas_kernels.triton_interpreter import in_interpreter, needs_triton
 from tests.pallas_kernels.triton_machine_code import A100, GPUS, kernels, lowered, needs_jax_triton
 
 NOTHING = dict.fromkeys(("bias", "activation", "residual", "gate"))
@@ -28,11 +28,11 @@ def operands(m, k, n, groups, seed=0):
     return x, codes, {name: jnp.asarray(zero, jnp.int8) for name, zero in zeros.items()}
 
 
-def product(x, codes, w_scale, *, tiles, x_scale=ONE, out_dtype=jnp.float32, **options):
+def interpreted(x, codes, w_scale, *, tiles, x_scale=ONE, out_dtype=jnp.float32, **options):
     w = pack(jnp.asarray(codes, jnp.int8))
     return launch(
         jnp.asarray(x, jnp.int8), w, jnp.asarray(x_scale), w_scale, **(NOTHING | options),
-        out_dtype=out_dtype, tiles=tiles, run=interpreted,
+        out_dtype=out_dtype, tiles=tiles, run=in_interpreter,
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_sums_of_packed_codes_less_their_zero_points_are_exact(case, given):
     w_scale = np.where(np.arange(groups) % 2, 2, 1).astype(np.float32)[None]
     (tiles, *_) = ranked_tiles(m, n, k, k // groups, packed=True, few=False, capability=(8, 9), cores=128)
     wide = tiles._replace(rows=64, columns=256)  # the interpreter takes as long for a block of any size
-    y = product(x, codes, jnp.asarray(w_scale), **zeros, tiles=wide)
+    y = interpreted(x, codes, jnp.asarray(w_scale), **zeros, tiles=wide)
     x = (x - np.asarray(zeros.get("x_zero", 0), int)).reshape(m, groups, -1)
     w = codes.reshape(n, groups, -1)
     w = w - np.asarray(zeros["w_zero"], int)[..., None] if "w_zero" in zeros else w
@@ -68,9 +68,9 @@ def test_sums_that_are_given_are_used():
     x, codes, zeros = operands(16, 64, 32, 1)
     w_sum = jnp.asarray((codes - np.asarray(zeros["w_zero"])).sum(1, keepdims=True), jnp.int32)
     tiles, one = Tiles(16, 32, 32, 4, 2), jnp.ones((1, 1))
-    y = product(x, codes, one, **zeros, w_sum=w_sum, tiles=tiles)
-    np.testing.assert_array_equal(y, product(x, codes, one, **zeros, tiles=tiles))
-    other = product(x, codes, one, **zeros, w_sum=w_sum + 1, tiles=tiles)
+    y = interpreted(x, codes, one, **zeros, w_sum=w_sum, tiles=tiles)
+    np.testing.assert_array_equal(y, interpreted(x, codes, one, **zeros, tiles=tiles))
+    other = interpreted(x, codes, one, **zeros, w_sum=w_sum + 1, tiles=tiles)
     np.testing.assert_array_equal(other - y, jnp.broadcast_to(-zeros["x_zero"].astype(jnp.float32), (16, 32)))
 
 
@@ -84,7 +84,7 @@ def test_an_epilogue_follows_as_in_scaled_matmul():
         for shape in ((20, 1), (24, 2), (24,), (20, 24), (2, 24))
     )
     options = zeros | {"bias": bias, "activation": "gelu", "residual": residual, "gate": gate}
-    y = product(
+    y = interpreted(
         x, codes, w_scale / 256, x_scale=x_scale / 16, **options, tiles=Tiles(16, 32, 32, 4, 2)
     )  # fmt: skip
     w = pack(jnp.asarray(codes, jnp.int8))

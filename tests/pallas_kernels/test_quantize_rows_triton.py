@@ -15,14 +15,14 @@ from pallas_kernels.quantize_rows.cases import CASES, FUSED
 from pallas_kernels.quantize_rows.triton import Tiles, candidates, launch, misfit
 from tests.pallas_kernels.same_rows import assert_same, assert_within_the_contract
 from tests.pallas_kernels.test_quantize_rows_mosaic_gpu import FORMATS, FP8, PLAIN, STEPS, X
-from tests.pallas_kernels.triton_interpreter import interpreted, needs_triton
+from tests.pallas_kernels.triton_interpreter import in_interpreter, needs_triton
 from tests.pallas_kernels.triton_machine_code import A100, GPUS, RTX4090, kernels, lowered, needs_jax_triton
 
 FOUR = Tiles(4, 4)
 
 
-def made(x, *, tiles=FOUR, **options):
-    return Rows(*launch(x, **(PLAIN | options), tiles=tiles, run=interpreted))
+def interpreted(x, *, tiles=FOUR, **options):
+    return Rows(*launch(x, **(PLAIN | options), tiles=tiles, run=in_interpreter))
 
 
 def reference(x, **options):
@@ -32,7 +32,7 @@ def reference(x, **options):
 @needs_triton
 @pytest.mark.parametrize("codes", FORMATS)
 def test_plain_codes_and_scales_are_those_of_the_reference_bit_for_bit(codes):
-    assert_same(made(X, **FORMATS[codes]), reference(X, **FORMATS[codes]))
+    assert_same(interpreted(X, **FORMATS[codes]), reference(X, **FORMATS[codes]))
 
 
 @needs_triton
@@ -41,7 +41,7 @@ def test_rows_of_any_number_and_length_are_those_of_the_reference(case):
     m, k = CASES[case]
     x = jnp.asarray(np.random.default_rng(0).standard_normal((m, k)) * 3, jnp.float32)
     options = FORMATS["int8 asym"]
-    assert_same(made(x, tiles=Tiles(8, 4), **options), reference(x, **options))
+    assert_same(interpreted(x, tiles=Tiles(8, 4), **options), reference(x, **options))
 
 
 @needs_triton
@@ -51,19 +51,21 @@ def test_rows_without_codes_and_rows_at_the_edge_are_those_of_the_reference(code
     rows[0], rows[1], rows[2] = 0, 3, -3
     rows[3, 17], rows[4, 200], rows[5, 0] = np.nan, np.inf, -np.inf
     rows[6], rows[7] = 1e-42, 1e38 * (1 - 2 * (np.arange(256) % 2))
-    assert_same(made(jnp.asarray(rows), **FORMATS[codes]), reference(jnp.asarray(rows), **FORMATS[codes]))
+    assert_same(
+        interpreted(jnp.asarray(rows), **FORMATS[codes]), reference(jnp.asarray(rows), **FORMATS[codes])
+    )
 
 
 @needs_triton
 def test_halves_round_to_even_and_not_away():
     x = jnp.asarray([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 127.0]])
-    np.testing.assert_array_equal(made(x, tiles=Tiles(1, 1)).codes, [[0, 2, 2, 0, -2, -2, 126, 127]])
+    np.testing.assert_array_equal(interpreted(x, tiles=Tiles(1, 1)).codes, [[0, 2, 2, 0, -2, -2, 126, 127]])
 
 
 @needs_triton
 @pytest.mark.parametrize("steps", STEPS)
 def test_fused_rows_are_those_of_the_reference(steps):
-    assert_within_the_contract(made(X, **STEPS[steps]), reference(X, **STEPS[steps]))
+    assert_within_the_contract(interpreted(X, **STEPS[steps]), reference(X, **STEPS[steps]))
 
 
 @needs_triton
@@ -71,7 +73,7 @@ def test_fused_rows_are_those_of_the_reference(steps):
 def test_a_modulation_may_end_inside_of_a_block_of_rows(rows):
     """Two samples of eight rows."""
     steps = STEPS["modulation, balance, rotation"]
-    assert_within_the_contract(made(X, tiles=Tiles(rows, 4), **steps), reference(X, **steps))
+    assert_within_the_contract(interpreted(X, tiles=Tiles(rows, 4), **steps), reference(X, **steps))
 
 
 LAYERS = (
@@ -94,7 +96,7 @@ def test_the_rows_of_layers_are_those_of_the_reference(case):
         options["modulation"] = tuple(jnp.asarray(rng.standard_normal((groups, k)) * 0.3) for _ in range(2))
     if balanced:
         options["balance"] = jnp.asarray(np.exp(rng.standard_normal(k)))
-    assert_within_the_contract(made(x, tiles=Tiles(8, 4), **options), reference(x, **options))
+    assert_within_the_contract(interpreted(x, tiles=Tiles(8, 4), **options), reference(x, **options))
 
 
 shape = jax.ShapeDtypeStruct

@@ -15,7 +15,7 @@ from pallas_kernels.scaled_matmul._triton import CANDIDATES, Tiles, ranked_tiles
 from pallas_kernels.scaled_matmul.cases import CASES
 from pallas_kernels.scaled_matmul.triton import launch, misfit
 from tests.pallas_kernels.test_scaled_matmul import operands
-from tests.pallas_kernels.triton_interpreter import interpreted, needs_triton
+from tests.pallas_kernels.triton_interpreter import in_interpreter, needs_triton
 from tests.pallas_kernels.triton_machine_code import A100, GPUS, kernels, lowered, needs_jax_triton
 
 NOTHING = dict.fromkeys(("bias", "activation", "residual", "gate"))
@@ -23,9 +23,9 @@ SMALL = Tiles(32, 64, 64, 4, 2)
 ULP = {jnp.bfloat16: 2.0**-8, jnp.float16: 2.0**-11, jnp.float32: 2.0**-24}
 
 
-def product(x, w, x_scale, w_scale, *, out_dtype=jnp.float32, tiles=SMALL, **options):
+def interpreted(x, w, x_scale, w_scale, *, out_dtype=jnp.float32, tiles=SMALL, **options):
     options = NOTHING | options
-    return launch(x, w, x_scale, w_scale, out_dtype=out_dtype, tiles=tiles, run=interpreted, **options)
+    return launch(x, w, x_scale, w_scale, out_dtype=out_dtype, tiles=tiles, run=in_interpreter, **options)
 
 
 def exact(x, w, w_scale, x_zero=None, w_zero=None):
@@ -58,7 +58,7 @@ def test_integer_sums_are_exact(case, zeros):
     w_scale = jnp.where(jnp.arange(groups) % 2, 2, 1).astype(jnp.float32)[None]
     (tiles, *_) = ranked_tiles(m, n, k, k // groups, packed=False, few=False, capability=(8, 9), cores=128)
     wide = tiles._replace(rows=64, columns=256)  # the interpreter takes as long for a block of any size
-    y = product(x, w, jnp.ones((1, 1)), w_scale, **given, tiles=wide)
+    y = interpreted(x, w, jnp.ones((1, 1)), w_scale, **given, tiles=wide)
     np.testing.assert_array_equal(y, exact(x, w, w_scale, **given))
 
 
@@ -67,7 +67,7 @@ def test_integer_sums_are_exact(case, zeros):
 def test_tiles_that_neither_rows_columns_nor_steps_fill_change_nothing(tiles):
     """Seven tiles of rows in bands of other numbers; a last step of half its depth."""
     (x, w, x_scale, w_scale), zeros = operands(100, 80, 72, x_zero=True, w_zero=True)
-    y = product(x, w, x_scale, w_scale, **zeros, tiles=Tiles(*tiles))
+    y = interpreted(x, w, x_scale, w_scale, **zeros, tiles=Tiles(*tiles))
     expected = reference.run(x, w, x_scale, w_scale, **zeros, **NOTHING, out_dtype=jnp.float32)
     np.testing.assert_array_equal(y, expected)
 
@@ -77,7 +77,7 @@ def test_bands_of_tiles_cover_every_row_once():
     """Eleven tiles of rows: a band of eight, and one of three."""
     (x, w, *_), _ = operands(11 * 16, 32, 130)
     one = jnp.ones((1, 1))
-    y = product(x, w, one, one, tiles=Tiles(16, 64, 32, 4, 2))
+    y = interpreted(x, w, one, one, tiles=Tiles(16, 64, 32, 4, 2))
     np.testing.assert_array_equal(y, exact(x, w, one))
 
 
@@ -100,7 +100,7 @@ def test_bias_gelu_gate_and_residual_are_those_of_the_reference(images, out_dtyp
     gate = None if images is None else normal(images, 72)
     after = {"activation": "gelu", "residual": normal(96, 72, dtype=jnp.bfloat16), "gate": gate}
     y = np.asarray(
-        product(*args, **zeros, **after, out_dtype=out_dtype, tiles=Tiles(16, 64, 64, 4, 2)), float
+        interpreted(*args, **zeros, **after, out_dtype=out_dtype, tiles=Tiles(16, 64, 64, 4, 2)), float
     )
     before = reference.run(*args, **(NOTHING | zeros), out_dtype=jnp.float32)
     expected = np.asarray(reference.run(*args, **zeros, **after, out_dtype=jnp.float32), np.float64)

@@ -1,6 +1,6 @@
 """Programs in Triton's interpreter, in a process of its own: Triton reads TRITON_INTERPRET as it is imported.
 
-`interpreted` is a `triton_kernels.Run`. This file is both sides: its main program reads programs from its
+`in_interpreter` is a `triton_kernels.Run`. This file is both sides: its main program reads programs from its
 standard input, and writes their results to its standard output.
 """
 
@@ -26,7 +26,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def interpreted(program: Any) -> dict[str, jax.Array]:
+def in_interpreter(program: Any) -> dict[str, jax.Array]:
     """The results of a program, block after block, from results that hold other numbers before."""
     message = (
         program.kernel,
