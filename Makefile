@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
-.PHONY: demo test lint format clean check-kernels record-kernels
+.PHONY: demo test lint format clean check-kernels check-triton record-kernels
 # Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time, the longest first.
 TARGETS := sm_90 sm_80 sm_89
 
@@ -22,8 +22,8 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Compiles for GPUs on a machine without one: Linux on x86-64, 240 MB of wheels that `make test` does not need.
-check-kernels: $(TARGETS:%=check-kernels-%)
+# Compiles for GPUs on a machine without one: Linux on x86-64, 530 MB of wheels that `make test` does not need.
+check-kernels: $(TARGETS:%=check-kernels-%) check-triton
 
 record-kernels: OPTIONS := --record
 record-kernels: $(TARGETS:%=check-kernels-%)
@@ -32,6 +32,10 @@ record-kernels: $(TARGETS:%=check-kernels-%)
 check-kernels-%: .venv-kernels/.installed
 	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest --override-ini python_files='check_*.py' \
 		tests/machine_code --target $* $(OPTIONS)
+
+# Triton's kernels interpreted and assembled: `make test` does without Triton, and skips these.
+check-triton: .venv-kernels/.installed
+	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest tests/pallas_kernels -k triton
 
 .venv-kernels/.installed: pyproject.toml
 	@$(NEW_ENOUGH)
