@@ -9,7 +9,7 @@ A family module defines
     read_config(shapes, format, config, named) -> Config
 and a denoiser also
     PIPELINES   diffusers pipeline classes -> fields of the Config that the class implies
-    defaults(config, format) -> dict                  sampler, guidance and conditions of a pipeline
+    defaults(config, format) -> dict                  sampler, guidance, conditions, frames a second
     latent_scale(config) -> float                           scaling factor of its autoencoder if no file tells
 """
 

@@ -82,6 +82,7 @@ def defaults(config: Config, format: str) -> dict[str, Any]:
         },
         "guidance": {"scale": 7.0 if config.classes else 1.0, **guidance},
         "conditions": label if config.classes else {"kind": "none"},
+        "fps": 8,
     }
 
 

@@ -105,6 +105,7 @@ def defaults(config: Config, format: str) -> dict[str, Any]:
         "sampler": {"name": "ddim", "options": {"spacing": "leading"}, "steps": 50},
         "guidance": {"scale": 7.5, **guidance},
         "conditions": {"kind": "prompt", "clean_caption": True},
+        "fps": 8,
     }
 
 

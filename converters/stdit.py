@@ -97,6 +97,7 @@ def defaults(config: Config, format: str) -> dict[str, Any]:
         },
         "guidance": {"scale": 7.0, "channels": 3, "null": null, "mask": "prompt", "order": "cond_first"},
         "conditions": {"kind": "prompt", "clean_caption": True},
+        "fps": 12 if config.frames > 16 else 8,
     }
 
 

@@ -1,4 +1,4 @@
-"""A tiny text-to-image pipeline of our own modules, random weights in every part; it runs in milliseconds."""
+"""Tiny pipelines of our own modules, of pictures and videos, random weights in every part."""
 
 import dataclasses
 import math
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 
-from viditq_jax.models import autoencoder_kl, pixart, t5
+from viditq_jax import plugins
+from viditq_jax.models import autoencoder_kl, latte, latte_t2v, pixart, stdit, stdit3, t5
 from viditq_jax.net import Net, abstract
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.apply import quantize
@@ -30,6 +31,14 @@ CORPUS = [
 PIXART = pixart.Config(
     input_size=8, depth=2, width=32, heads=2, caption_channels=16, text_length=12, with_null_caption=True
 )
+_SMALL: Any = {"input_size": 8, "depth": 1, "width": 32, "heads": 2}
+_TEXT: Any = {"caption_channels": 16, "text_length": 12}
+VIDEOS: dict[str, Any] = {  # a config of each video model
+    "stdit": stdit.Config(frames=5, **_SMALL, **_TEXT),
+    "stdit3": stdit3.Config(frames=5, input_sq_size=64, depth=1, width=32, heads=2, **_TEXT),
+    "latte": latte.Config(classes=5, frames=5, **{**_SMALL, "depth": 2}),
+    "latte_t2v": latte_t2v.Config(frames=5, **_SMALL, **_TEXT),
+}
 VAE = autoencoder_kl.Config(
     block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5
 )
@@ -88,6 +97,27 @@ def pipeline(dtype: Any = jnp.float32, depth: int = PIXART.depth) -> Pipeline:
     )
 
 
+@cache
+def video(model: str = "stdit", dtype: Any = jnp.float32) -> Pipeline:
+    """The pipeline of a video model, with the facts that its converter writes, and 3 steps; 5 frames."""
+    from converters import families
+
+    still, config = pipeline(dtype), VIDEOS[model]
+    facts = {
+        **{name: still.facts[name] for name in ("decoder", "text_encoder", "tokenizer", "dtype")},
+        **families.find(model).defaults(config, "original"),
+        "denoiser": {"model": model, "config": dataclasses.asdict(config)},
+        "source": {"denoiser": {"format": "original", "file": "tiny.pth"}},
+        "image_size": [16, 16],
+        "frames": 5,
+    }
+    facts["sampler"] = {**facts["sampler"], "steps": 3}
+    if facts["conditions"]["kind"] == "prompt":
+        facts["conditions"] = {**facts["conditions"], "clean_caption": False}  # costs an import of bs4
+    build = plugins.find("viditq_jax.models", model, "build")
+    return dataclasses.replace(still, facts=facts, denoiser=randomized(abstract(build, config), 4, dtype))
+
+
 def quantized(pipeline: Pipeline, recipe: Recipe, stats: Stats | None = None) -> Pipeline:
     """`Pipeline.quantized` without its record of each layer, as one program: much less to compile."""
     small = _quantize(pipeline.denoiser, stats, recipe=recipe)
@@ -101,7 +131,9 @@ def assert_same(found: Pipeline, wanted: Pipeline) -> None:
     """
     assert found.plan() == wanted.plan()
     assert (found.recipe, found.guidance, found.files) == (wanted.recipe, wanted.guidance, wanted.files)
-    np.testing.assert_array_equal(found.correction(4), wanted.correction(4))
+    np.testing.assert_array_equal(
+        found.correction(found.plan(steps=4)), wanted.correction(wanted.plan(steps=4))
+    )
     assert found.nets().keys() == wanted.nets().keys()
     for name, net in wanted.nets().items():
         assert jax.tree.structure(found.nets()[name]) == jax.tree.structure(net)

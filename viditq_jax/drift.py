@@ -121,16 +121,17 @@ def trajectory(
     seed: int = 0,
     batch: int = 8,
     advance: Callable[[int], None] | None = None,
-) -> Float[np.ndarray, "steps b h w c"]:
+) -> Float[np.ndarray, "steps b *t h w c"]:
     """The latents after each step, of all conditions; float32.
 
     batch: samples a compiled call; a last batch that is smaller compiles once more. advance: called with the
     number of samples just done.
     """
     found = []
-    correction = pipeline.correction(pipeline.steps)
+    plan = pipeline.plan()
+    correction = pipeline.correction(plan)
     for call in pipeline.calls(conditions, seed=seed, batch=batch):
-        found.append(np.asarray(states(pipeline.denoiser, call, correction, plan=pipeline.plan())))
+        found.append(np.asarray(states(pipeline.denoiser, call, correction, plan=plan)))
         if advance:
             advance(call.batch)
     return np.concatenate(found, axis=1)

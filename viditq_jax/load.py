@@ -66,13 +66,15 @@ def _check(described: Pipeline) -> None:
     facts = described.facts
     described.sampler.table(described.steps)
     _ = described.guidance, described.latent_shape()
-    _ = described.correction(described.steps)
+    _ = described.correction(described.plan())
     if not all(isinstance(layer, dict) for layer in dict(facts.get("layers", {})).values()):
         raise ValueError("the records of its layers are no records")
     if facts["denoiser"]["config"].get("micro_conditions"):
         _ = facts["source"]["denoiser"]["format"]
     if facts["conditions"]["kind"] == "label":
         int(facts["conditions"]["classes"])
+    if facts["conditions"].get("clip"):
+        _ = float(facts["fps"])
     if "tokenizer" in facts:
         name, length = facts["tokenizer"]["file"], facts["tokenizer"]["max_length"]
         if name not in facts["files"] or type(length) is not int or length < 1:

@@ -1,7 +1,9 @@
-"""A pipeline: conditions in, pictures out. It binds the models of an artifact to a sampler and to guidance.
+"""A pipeline: conditions in, pictures or videos out. It binds the models of an artifact to a sampler and to
+guidance.
 
 Sampling is one compiled program: a new seed, prompt or guidance scale compiles nothing; another batch size,
-picture size, sampler or number of steps does. Sample `i` draws all its noise from `fold_in(seed, i)`.
+size, number of frames, sampler or number of steps does. Sample `i` draws all its noise from
+`fold_in(seed, i)`.
 """
 
 import dataclasses
@@ -13,12 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
-from viditq_jax import checkpoint, plugins, programs
+from viditq_jax import checkpoint, programs
+from viditq_jax import facts as said
 from viditq_jax.aspect_ratios import nearest_bin
 from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
 from viditq_jax.models.pixart import Size
+from viditq_jax.models.stdit3 import Clip
 from viditq_jax.net import Net
 from viditq_jax.programs import Call, Guidance, Plan
 from viditq_jax.quant.apply import quantize
@@ -26,7 +30,6 @@ from viditq_jax.quant.audit import audit
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.sample import draw_noise, sample_keys
-from viditq_jax.sampling.schedule import VPSchedule
 
 PARTS = ("denoiser", "decoder", "text_encoder")
 
@@ -50,18 +53,26 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         size: tuple[int, int] | None = None,
+        frames: int | None = None,
         negative: str = "",
         first: int = 0,
-    ) -> UInt8[np.ndarray, "b h w 3"]:
-        """Pictures for prompts (or class indices), one each.
+    ) -> UInt8[np.ndarray, "b *t h w 3"]:
+        """Pictures, or videos, for prompts (or class indices), one each.
 
-        steps: denoising steps; guidance: scale, 1 for none; size: (height, width) in pixels; each defaults to
-        what the model was made for. first: index of the first sample, so that a long run can be cut into
-        batches.
+        steps: denoising steps; guidance: scale, 1 for none; size: (height, width) in pixels; frames: of a
+        video; each defaults to what the model was made for. first: index of the first sample, so that a long
+        run can be cut into batches.
         Raises ValueError if a part is missing or a condition does not fit the model.
         """
         latents = self.latents(
-            conditions, seed=seed, steps=steps, guidance=guidance, size=size, negative=negative, first=first
+            conditions,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            frames=frames,
+            negative=negative,
+            first=first,
         )
         return self.decode(latents)
 
@@ -73,24 +84,51 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         size: tuple[int, int] | None = None,
+        frames: int | None = None,
         negative: str = "",
         first: int = 0,
-        noise: Float[Array, "b h w c"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Denoised latents in the denoiser's units; `noise` replaces the initial noise drawn from the
-        seed.
+        noise: Float[Array, "b *t h w c"] | None = None,
+        given: Mapping[int, Float[Array, "b h w c"]] | None = None,
+    ) -> Float[Array, "b *t h w c"]:
+        """Denoised latents in the denoiser's units.
+
+        noise: replaces the initial noise drawn from the seed. given: latents of frames, by their number, that
+        stay as they are while the others are made to fit them; of STDiT3.
         """
         scale = self.guidance.scale if guidance is None else guidance
         keys = sample_keys(seed, first, len(conditions))
+        shape = self.latent_shape(size, frames)
         if noise is None:
-            noise = draw_noise(keys, self.latent_shape(size))
-        encoded = self.encode(conditions, negative=negative, size=size, guide=scale != 1)
+            noise = draw_noise(keys, shape)
+        encoded = self.encode(conditions, negative=negative, size=size, frames=frames, guide=scale != 1)
+        if given:
+            noise, encoded["x_mask"] = self._with_given(noise, given, doubled=scale != 1)
         call = Call(encoded, jnp.float32(scale), noise, keys)
-        plan = self.plan(steps=steps, scale=scale)
-        return programs.denoise(self.denoiser, call, self.correction(plan.steps), plan=plan)
+        plan = self.plan(steps=steps, scale=scale, size=size, frames=frames)
+        return programs.denoise(self.denoiser, call, self.correction(plan), plan=plan)
 
-    def decode(self, latents: Float[Array, "b h w c"]) -> UInt8[np.ndarray, "b i j 3"]:
-        """Latents to pictures. Raises ValueError for latents that are not finite, which would be black."""
+    def _with_given(
+        self, noise: Array, given: Mapping[int, Array], *, doubled: bool
+    ) -> tuple[Float[Array, "b t h w c"], Bool[Array, "g t"]]:
+        """The noise with the given frames in it, and which frames are still to be made."""
+        if not self.facts["conditions"].get("clip"):
+            raise ValueError(
+                f"{self.facts['denoiser']['model']} was not trained with frames that are given; leave given "
+                "out."
+            )
+        count = noise.shape[1]
+        if wrong := [i for i in given if not 0 <= i < count]:
+            raise ValueError(f"frames {wrong} are given, but a video has frames 0 to {count - 1}.")
+        for i, frame in given.items():
+            noise = noise.at[:, i].set(frame)
+        made = np.ones((noise.shape[0] * (1 + doubled), count), bool)
+        made[:, list(given)] = False
+        return noise, jnp.asarray(made)
+
+    def decode(self, latents: Float[Array, "b *t h w c"]) -> UInt8[np.ndarray, "b *t i j 3"]:
+        """Latents to pictures or frames. Raises ValueError for latents that are not finite, which would be
+        black.
+        """
         if self.decoder is None:
             raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
         finite = np.isfinite(np.asarray(latents)).reshape(len(latents), -1).all(1)
@@ -107,40 +145,61 @@ class Pipeline:
         *,
         negative: str = "",
         size: tuple[int, int] | None = None,
+        frames: int | None = None,
         guide: bool,
     ) -> dict[str, Any]:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
         if not conditions:
-            raise ValueError("no conditions were given; give one prompt or class index for each picture.")
-        if "frames" in self.facts:
-            raise ValueError(
-                f"{self.facts['denoiser']['model']} makes videos of {self.facts['frames']} frames, and only"
-                f" pictures are sampled so far; call its denoiser with a sampler of your own."
-            )
+            raise ValueError("no conditions were given; give one prompt or class index for each sample.")
         if negative and (reason := self._no_negative(guide)):
             raise ValueError(
                 f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."
             )
-        if self.facts["conditions"]["kind"] == "label":
+        kind = self.facts["conditions"]["kind"]
+        if kind == "none":
+            return self._no_conditions(conditions, guide)
+        if kind == "label":
             classes = int(self.facts["conditions"]["classes"])
             wrong = [c for c in conditions if not isinstance(c, int)]
             if wrong:
                 raise ValueError(f"this model takes class indices, not prompts such as {wrong[0]!r}.")
             labels = labels_to_array([int(c) for c in conditions], classes)
             return {"y": self._halves(labels, np.full_like(labels, classes)) if guide else labels}
-        y, mask = self.encode_text(conditions)
+        y, mask = self.encode_text([self._with_suffix(each) for each in conditions])
         if guide:
             null_y, null_mask = self._null(negative, len(conditions), mask)
             y, mask = self._halves(y, null_y.astype(y.dtype)), self._halves(mask, null_mask)
-        encoded: dict[str, Any] = {"y": y, "mask": mask}
+        return {"y": y, "mask": mask, **self.sizes(y.shape[0], size, frames)}
+
+    def sizes(
+        self, batch: int, size: tuple[int, int] | None = None, frames: int | None = None
+    ) -> dict[str, Any]:
+        """What the model is told of sizes beside the prompt, if anything, [batch] each."""
         if self.facts["denoiser"]["config"].get("micro_conditions"):
-            encoded["size"] = self._micro_conditions(y.shape[0], size or self.image_size)
-        return encoded
+            return {"size": self._micro_conditions(batch, size or self.image_size)}
+        if self.facts["conditions"].get("clip"):
+            values = said.clip_values(self.facts, size, frames)
+            return {"clip": Clip(*(jnp.full(batch, value, jnp.float32) for value in values))}
+        return {}
+
+    def _no_conditions(self, conditions: Sequence[str | int], guide: bool) -> dict[str, Any]:
+        if any(not isinstance(c, int) for c in conditions):
+            raise ValueError("this model takes no conditions; give a number for each sample, as range(4).")
+        if guide:
+            raise ValueError("this model takes no conditions, so nothing guides it; leave guidance out.")
+        return {}
+
+    def _with_suffix(self, condition: str | int) -> str | int:
+        """The prompt with what every prompt ended with in training, unless it says this itself."""
+        suffix = self.facts["conditions"].get("suffix")
+        if not suffix or not isinstance(condition, str) or suffix.split(":")[0].strip() in condition:
+            return condition
+        return f"{condition} {suffix}"
 
     def _no_negative(self, guide: bool) -> str:
         """Why a negative prompt is not used, or nothing where it is."""
-        if self.facts["conditions"]["kind"] == "label":
-            return "this model takes class indices"
+        if self.facts["conditions"]["kind"] != "prompt":
+            return "this model takes no prompts"
         if not guide:
             return "a guidance scale of 1 compares with nothing"
         return "this model has learned what stands for no prompt" if self.guidance.null == "table" else ""
@@ -223,36 +282,38 @@ class Pipeline:
         steps: int | None = None,
         scale: float | None = None,
         bounds: tuple[int, ...] | None = None,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
     ) -> Plan:
         """What shapes the programs over whole trajectories.
 
-        steps, scale of the guidance, bounds of the denoising ranges: the pipeline's own where not given.
+        steps, scale of the guidance, bounds of the denoising ranges, size and frames, by which some samplers
+        go: the pipeline's own where not given.
         """
         guidance, own = self.guidance, self.recipe.ranges if self.recipe else ()
         guide = (guidance.scale if scale is None else scale) != 1
         return Plan(
-            self.sampler,
+            said.sampler(self.facts, size, frames),
             self.steps if steps is None else steps,
             # The scale is a number that programs take.
             dataclasses.replace(guidance, scale=0.0) if guide else None,
             own if bounds is None else bounds,
         )
 
-    def correction(self, steps: int) -> Float[Array, " steps"] | None:
-        """PTQD's k of each step, linear in time between those that were measured."""
+    def correction(self, plan: Plan) -> Float[Array, " steps"] | None:
+        """PTQD's k of each step of a plan, linear in time between those that were measured."""
         entry = self.facts.get("correction")
         if entry is None:
             return None
-        t = np.asarray(self.sampler.table(steps)["t"], np.float64)
+        t = np.asarray(plan.rows()["t"], np.float64)
         order = np.argsort(entry["t"])
         times, k = (np.asarray(entry[name], np.float64)[order] for name in ("t", "k"))
         return jnp.asarray(np.interp(t, times, k), jnp.float32)
 
     @property
     def sampler(self) -> Any:
-        """The sampler that the facts name, with its options."""
-        entry = self.facts["sampler"]
-        return plugins.find("viditq_jax.sampling", entry["name"], "SAMPLER")(**entry.get("options", {}))
+        """The sampler that the facts name, with its options, for samples of the default size."""
+        return said.sampler(self.facts, None, None)
 
     @property
     def steps(self) -> int:
@@ -262,40 +323,22 @@ class Pipeline:
     @property
     def image_size(self) -> tuple[int, int]:
         """The default height and width in pixels."""
-        height, width = self.facts["image_size"]
-        return int(height), int(width)
+        return said.image_size(self.facts)
 
-    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-        """Height, width and channels of a latent for a picture of `size` pixels."""
-        decoder = self.facts.get("decoder", {"config": {}})["config"]
-        factor = 2 ** (len(decoder["block_out_channels"]) - 1) if decoder else 8
-        config = self.facts["denoiser"]["config"]
-        step = factor * int(config["patch_size"])
-        height, width = size or self.image_size
-        if height % step or width % step or height < step or width < step:
-            raise ValueError(
-                f"size {height}x{width} is impossible; height and width are multiples of {step} pixels."
-            )
-        return height // factor, width // factor, int(config["in_channels"])
+    @property
+    def frames(self) -> int | None:
+        """The default number of frames; None of a model that makes pictures."""
+        return said.frames_of(self.facts, None)
+
+    def latent_shape(self, size: tuple[int, int] | None = None, frames: int | None = None) -> tuple[int, ...]:
+        """Frames, of a video, then height, width and channels of the latent of a sample."""
+        return said.latent_shape(self.facts, size, frames)
 
     def with_sampler(self, name: str, **options: Any) -> "Pipeline":
         """The same pipeline with another sampler, on the same noise schedule and for the same kind of
         prediction.
         """
-        kind = plugins.find("viditq_jax.sampling", name, "SAMPLER")
-        model_facts = {*(field.name for field in dataclasses.fields(VPSchedule)), "prediction"}
-        known = {field.name for field in dataclasses.fields(kind)}
-        shared = {k: v for k, v in self.facts["sampler"].get("options", {}).items() if k in model_facts}
-        lost = sorted(shared.keys() - known)
-        if lost:
-            raise ValueError(
-                f"sampler {name!r} knows no {', '.join(lost)}, which this model was trained with; "
-                f"choose a sampler of the same family as {self.facts['sampler']['name']!r}."
-            )
-        if name == self.facts["sampler"]["name"]:
-            shared = dict(self.facts["sampler"].get("options", {}))
-        entry = {**self.facts["sampler"], "name": name, "options": {**shared, **options}}
-        return dataclasses.replace(self, facts={**self.facts, "sampler": entry})
+        return dataclasses.replace(self, facts=said.other_sampler(self.facts, name, options))
 
     def quantized(self, recipe: Recipe, stats: Stats | None = None) -> "Pipeline":
         """The same pipeline with its denoiser quantized as the recipe says, and a record of each layer."""

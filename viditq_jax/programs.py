@@ -1,5 +1,7 @@
 """The compiled programs of a pipeline: text to features, noise to latents, latents to pixels.
 
+Latents are [b h w c] of pictures and [b t h w c] of videos, whose frames are decoded one by one.
+
 What varies from call to call is an argument (weights, conditions, guidance scale, keys), so that it compiles
 nothing; what shapes the program is static (sampler, steps, the kind of guidance).
 """
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 
 from viditq_jax.net import Net
@@ -20,6 +23,11 @@ from viditq_jax.sampling.guidance import ORDERS, guided
 from viditq_jax.sampling.ptqd import corrected
 from viditq_jax.sampling.sample import Denoise, Rows, follow, rows
 from viditq_jax.sampling.schedule import check_choice
+
+FRAMES = 4  # of videos that are decoded together, at most
+_GIVEN = "x_mask"  # of a call's conditions: False for frames that are given and stay as they are
+# What models take after the prompt, of a call's conditions; each knows one of the first two.
+_AFTER_PROMPT = ("size", "clip", _GIVEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Call(NamedTuple):
 
     conditions: dict[str, Any]  # what `Pipeline.encode` gave
     scale: jax.Array  # [], of the guidance
-    noise: jax.Array  # [b, h, w, c], initial
+    noise: jax.Array  # [b, h, w, c] or [b, t, h, w, c], initial
     keys: jax.Array  # [b], one a sample
 
     @property
@@ -81,7 +89,7 @@ class Call(NamedTuple):
         """The number of samples."""
         return int(self.noise.shape[0])
 
-    def start(self) -> Float[Array, "b h w c"]:
+    def start(self) -> Float[Array, "b *t h w c"]:
         """The state before the first step."""
         return self.noise.astype(jnp.float32)
 
@@ -101,18 +109,26 @@ def guided_model(net: Net, call: Call, guidance: Guidance | None, prompt: Any = 
     dtype, conditions = net.dtype, call.conditions
     if "mask" in conditions:
         prompt = encode_prompt(net, conditions) if prompt is None else prompt
+        rest = [conditions[name] for name in _AFTER_PROMPT if name in conditions]
 
         def model(x: Array, t: Array, i: Array) -> Array:
-            return net(x.astype(dtype), t, prompt, conditions.get("size"))
+            return net(x.astype(dtype), t, prompt, *rest)
 
     else:
+        labels = [conditions["y"]] if "y" in conditions else []
 
         def model(x: Array, t: Array, i: Array) -> Array:
-            return net(x.astype(dtype), t, conditions["y"])
+            return net(x.astype(dtype), t, *labels)
 
-    if guidance is None:
-        return model
-    return guided(model, call.scale, channels=guidance.channels, order=guidance.order)
+    denoise: Denoise = model
+    if guidance is not None:
+        denoise = guided(model, call.scale, channels=guidance.channels, order=guidance.order)
+    return denoise if _GIVEN not in conditions else partial(_still, denoise, conditions[_GIVEN])
+
+
+def _still(denoise: Denoise, made: Array, x: Array, t: Array, i: Array) -> Array:
+    """The velocities of frames that are made; those that are given do not move."""
+    return jnp.where(made[: len(x), :, None, None, None], denoise(x, t, i), 0)
 
 
 def parts(net: Net, call: Call, plan: Plan) -> Iterator[tuple[Denoise, Rows]]:
@@ -143,7 +159,7 @@ def parts(net: Net, call: Call, plan: Plan) -> Iterator[tuple[Denoise, Rows]]:
 @partial(jax.jit, static_argnames="plan")
 def denoise(
     net: Net, call: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan
-) -> Float[Array, "b h w c"]:
+) -> Float[Array, "b *t h w c"]:
     """The whole trajectory as one program. correction: of the noise of quantization, see `sampling.ptqd`."""
     return _run(net, call, correction, plan)[0]
 
@@ -151,7 +167,7 @@ def denoise(
 @partial(jax.jit, static_argnames="plan")
 def states(
     net: Net, call: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan
-) -> Float[Array, "steps b h w c"]:
+) -> Float[Array, "steps b *t h w c"]:
     """`denoise`, with the states after each of the steps as its result."""
     last, before = _run(net, call, correction, plan)
     return jnp.concatenate([before[1:], last[None]])
@@ -159,7 +175,7 @@ def states(
 
 def _run(
     net: Net, call: Call, correction: Float[Array, " steps"] | None, plan: Plan
-) -> tuple[Float[Array, "b h w c"], Float[Array, "steps b h w c"]]:
+) -> tuple[Float[Array, "b *t h w c"], Float[Array, "steps b *t h w c"]]:
     """The last state, and the states before each step."""
     x, before = call.start(), []
     memory = plan.sampler.init(x)
@@ -182,7 +198,21 @@ def encode_text(net: Net, ids: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def decode(net: Net, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b i j 3"]:
-    """Pixels 0 to 255, rounded to the nearest."""
+def decode(net: Net, latents: Float[Array, "b *t h w c"]) -> UInt8[Array, "b *t i j 3"]:
+    """Pixels 0 to 255, rounded to the nearest.
+
+    Frames of videos are decoded a few at a time: the memory that it takes besides what goes in and comes out
+    does not grow with their number.
+    """
+    if latents.ndim == 4:
+        return _pixels(net, latents)
+    b, t = latents.shape[:2]
+    together = max(n for n in range(1, FRAMES + 1) if b * t % n == 0)
+    slices = rearrange(latents.reshape(b * t, *latents.shape[2:]), "(s n) h w c -> s n h w c", n=together)
+    pixels = jax.lax.map(partial(_pixels, net), slices)
+    return pixels.reshape(b, t, *pixels.shape[2:])
+
+
+def _pixels(net: Net, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b i j 3"]:
     pixels = net.call("decode", latents.astype(net.dtype)).astype(jnp.float32)
     return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

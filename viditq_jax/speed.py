@@ -119,13 +119,14 @@ def example_call(pipeline: Pipeline, *, batch: int, guided: bool, seed: int = 0)
     keys = sample_keys(seed, 0, batch)
     noise = draw_noise(keys, pipeline.latent_shape())
     config, seen = pipeline.facts["denoiser"]["config"], batch * (1 + guided)
-    conditions: dict[str, Any]
-    if pipeline.facts["conditions"]["kind"] == "label":
+    kind = pipeline.facts["conditions"]["kind"]
+    conditions: dict[str, Any] = {}
+    if kind == "label":
         conditions = {"y": jnp.arange(seen) % int(config["classes"])}
-    else:
+    elif kind == "prompt":
         shape = (seen, int(config["text_length"]), int(config["caption_channels"]))
         text = jax.random.normal(jax.random.key(seed), shape, pipeline.denoiser.dtype)
-        conditions = {"y": text, "mask": jnp.ones(shape[:2], bool)}
+        conditions = {"y": text, "mask": jnp.ones(shape[:2], bool), **pipeline.sizes(seen)}
     return Call(conditions, jnp.float32(pipeline.guidance.scale), noise, keys)
 
 

@@ -177,7 +177,17 @@ def video_shift(height: int, width: int, frames: int = 1) -> float:
     Raises ValueError for 2 to 16 frames: the temporal VAE makes 5 latent frames of every 17.
     Source: Open-Sora 1.2 (STDiT3).
     """
-    latent_frames = 1 if frames == 1 else 5 * (frames // 17)
-    if latent_frames < 1:
+    if 1 < frames < 17:
         raise ValueError(f"{frames} frames have no shift: need 1 frame (an image) or at least 17.")
-    return math.sqrt(height * width / 512**2) * math.sqrt(latent_frames)
+    return latent_video_shift(height, width, 1 if frames == 1 else 5 * (frames // 17))
+
+
+def latent_video_shift(height: int, width: int, latent_frames: int) -> float:
+    """`video_shift`, told the frames of the latents; only whole fives of them count.
+
+    Raises ValueError for 2 to 4.
+    """
+    if 1 < latent_frames < 5:
+        raise ValueError(f"{latent_frames} frames of latents have no shift: need 1 (an image) or at least 5.")
+    counted = 1 if latent_frames == 1 else 5 * (latent_frames // 5)
+    return math.sqrt(height * width / 512**2) * math.sqrt(counted)

@@ -54,10 +54,10 @@ def test_the_correction_survives_an_artifact_and_other_steps(tmp_path):
     small.save(tmp_path / "small")
     tiny.assert_same(load_pipeline(tmp_path / "small"), small)
     entry = small.facts["correction"]
-    np.testing.assert_allclose(small.correction(pipeline.steps), entry["k"], rtol=1e-6)
-    between = np.asarray(small.correction(5))
+    np.testing.assert_allclose(small.correction(pipeline.plan()), entry["k"], rtol=1e-6)
+    between = np.asarray(small.correction(pipeline.plan(steps=5)))
     assert between.shape == (5,)
     assert between.min() >= min(entry["k"]) - 1e-6
     assert between.max() <= max(entry["k"]) + 1e-6
     none = dataclasses.replace(small, facts={**small.facts, "correction": None})
-    assert none.correction(3) is None
+    assert none.correction(none.plan(steps=3)) is None
