@@ -9,10 +9,12 @@ same function, and a quantizer meets the outliers of a large model.
     input of               gain goes into                                                  undone in
     attn/qkv, mlp/fc1      shift and 1 + scale of the modulation, with its time embedding  attn/qkv, mlp/fc1
     attn/proj              the rows of the values in attn/qkv, and their biases            attn/proj
+    attn_temp/proj         likewise, of STDiT's attention across frames                    attn_temp/proj
     cross_attn/proj        the rows of the values in cross_attn/kv_linear                  cross_attn/proj
 
 The other inputs have nothing linear before them (a GELU before mlp/fc2, the residual itself before
-cross_attn/q_linear, a norm before attn/proj where keys and values are compressed) and stay as they are.
+cross_attn/q_linear and attn_temp/qkv, a norm before attn/proj where keys and values are compressed) and stay
+as they are. Where a block has two halves, over space and over time, each counts as a block.
 
 Gains are powers of two. A factor of exactly 50 would round the divided columns anew, in bfloat16 by up to
 2^-9 of each weight; a power of two rounds nothing but the sum (gain - 1) + gain * scale.
@@ -32,7 +34,12 @@ from viditq_jax.net import Net
 _TIMES = np.linspace(0.0, 999.0, 200, dtype=np.float32)
 _LABELS = 8  # how many labels of a class-conditional model are looked at
 _FIRST_ROW = {"attn/qkv": 0, "mlp/fc1": 3}  # shift and scale among the six rows of a modulation
-_VALUES = {"attn/proj": "attn/qkv", "cross_attn/proj": "cross_attn/kv_linear"}  # values are the last rows
+_VALUES = {  # values are the last rows
+    "attn/proj": "attn/qkv",
+    "attn_temp/proj": "attn_temp/qkv",
+    "cross_attn/proj": "cross_attn/kv_linear",
+}
+_HALVES = ("spatial", "temporal")
 _FAINTEST = 2.0**-6  # a channel that is always quieter than this is amplified as if it were not
 
 
@@ -56,12 +63,14 @@ class Outliers:
 def stress(net: Net, *, factor: float = 50.0, channels: int = 4, seed: int = 0) -> Net:
     """The same function with channels that are `factor` to 2 `factor` times as large as the median channel.
 
-    net: a PixArt or DiT denoiser in floating point. The arguments are those of `outliers`, which says what is
-    done. Outputs are equal up to rounding: in float32 to about 1e-6 relative, in bfloat16 to its noise.
+    net: a denoiser of images or videos in floating point. The arguments are those of `outliers`, which says
+    what is done. Outputs are equal up to rounding: in float32 to about 1e-6 relative, in bfloat16 to its
+    noise.
     Raises ValueError for another model, a quantized one, or impossible numbers.
     """
     values = _float_values(net)
     planned = outliers(net, factor=factor, channels=channels, seed=seed)
+    first = _split(planned[0].layer)[0]
     changed: dict[str, Any] = dict(values)
     for item in planned:
         block, layer = _split(item.layer)
@@ -81,7 +90,7 @@ def stress(net: Net, *, factor: float = 50.0, channels: int = 4, seed: int = 0) 
             flat: Any = changed[table].reshape(-1)
             flat = _scaled(_scaled(flat, shift, gains), scale, gains, gains - 1)
             changed[table] = flat.reshape(values[table].shape)
-            sources = ["t_block/1"] if block == "blocks/0" else []  # one for all blocks
+            sources = ["t_block/1"] if block == first else []  # one for all blocks
         for source in sources:
             both = np.concatenate([shift, scale]), np.concatenate([gains, gains])
             changed[f"{source}/weight"] = _scaled(changed[f"{source}/weight"], *both)
@@ -147,7 +156,7 @@ def _course(net: Net, values: dict[str, Array], block: str, layer: str) -> Float
     name = f"{block}/adaLN_modulation/1"
     if "t_block/1/weight" in values:
         name = "t_block/1"
-    else:
+    elif "y_embedder/embedding_table/weight" in values:
         classes = values["y_embedder/embedding_table/weight"].shape[0] - 1
         labels = np.linspace(0, classes, _LABELS).astype(np.int32)  # the last stands for none
         e = e + net.call("y_embedder", jnp.asarray(labels)).astype(jnp.float32)
@@ -191,7 +200,7 @@ def _float_values(net: Net) -> dict[str, Array]:
     """The variables by name. Raises ValueError if the model is none that can be stressed."""
     values = {name: variable.get_value() for name, variable in net.variables()}
     if "t_block/1/weight" not in values and "blocks/0/adaLN_modulation/1/weight" not in values:
-        raise ValueError("this model is neither a PixArt nor a DiT denoiser; no other can be stressed.")
+        raise ValueError("this model modulates its blocks in no way that is known; it cannot be stressed.")
     held = [path for path, weight in net.weights().items() if not isinstance(weight, jax.Array)]
     if held:
         raise ValueError(
@@ -202,10 +211,11 @@ def _float_values(net: Net) -> dict[str, Array]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """ "blocks/7/attn/qkv" as "blocks/7" and "attn/qkv"."""
+    """ "blocks/7/attn/qkv" as "blocks/7" and "attn/qkv"; "blocks/7/spatial" is a block where there is one."""
     parts = name.split("/")
-    return "/".join(parts[:2]), "/".join(parts[2:])
+    count = 3 if len(parts) > 2 and parts[2] in _HALVES else 2
+    return "/".join(parts[:count]), "/".join(parts[count:])
 
 
-def _number(block: str) -> int:
-    return int(re.sub(r"\D", "", block))
+def _number(block: str) -> tuple[int, str]:
+    return int(re.sub(r"\D", "", block)), block
