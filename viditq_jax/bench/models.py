@@ -27,12 +27,12 @@ from viditq_jax.speed import example_call
 
 _NOT_OF_TOKENS = ("cross_attn/kv_linear", "adaLN_modulation/1")  # of the prompt, of a sample
 _BLOCK_NAME = re.compile(r"^blocks/\d+/")
-_SAMPLERS = {"pixart": "dpm_solver", "dit": "ddim"}
+_SAMPLERS = {"pixart": "dpm_solver", "dit": "ddim", "stdit": "iddpm"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model and what it is given. batch: pictures; guidance doubles what the denoiser sees.
+    """A model and what it is given. batch: pictures or videos; guidance doubles what the denoiser sees.
 
     config: its name in the model's file; "" for the packaged model with its own weights.
     """
@@ -52,6 +52,7 @@ FULL_SIZES = (
     Workload("pixart-sigma-1024, batch 4", config="pixart-sigma-xl-2-1024-ms", batch=4),
     Workload("dit-xl-2-512, batch 16", "dit", "dit-xl-2-512", batch=16, guided=False),
     Workload("pixart-sigma-512, batch 1", config="pixart-sigma-xl-2-512-ms", batch=1),
+    Workload("stdit-16x512x512, batch 1", "stdit", "stdit-xl-2-16x512x512", batch=1),
 )
 
 
@@ -72,6 +73,8 @@ def float_pipeline(workload: Workload, dtype: Any) -> Pipeline:
         "source": {"denoiser": {"format": "original"}},
         "dtype": jnp.dtype(dtype).name,
     }
+    if hasattr(config, "frames"):
+        facts["frames"] = config.frames
     return Pipeline(_random(abstract(module.build, config), dtype), facts)
 
 
@@ -119,12 +122,19 @@ def step_flop(net: Net, config: Any, samples: int) -> Flop:
 
     net: any of this config; the shapes of its first block count. samples: guidance included.
     """
-    tokens = (config.input_size // config.patch_size) ** 2
+    frames, places = getattr(config, "frames", 1), (config.input_size // config.patch_size) ** 2
+    tokens = frames * places
     shapes = {path: weight.shape for path, weight in net.weights().items() if path.startswith("blocks/0/")}
     of_tokens = [math.prod(shape) for path, shape in shapes.items() if not path.endswith(_NOT_OF_TOKENS)]
-    keys = tokens + getattr(config, "text_length", 0)
+    # Of each attention of a block: within a frame, across frames (STDiT), to the prompt.
+    of_names = {"attn/qkv": places, "attn_temp/qkv": frames, "cross_attn/kv_linear": _text_length(config)}
+    keys = sum(of_names.get(path.removeprefix("blocks/0/"), 0) for path in shapes)
     per_sample = Flop(2 * tokens * sum(of_tokens), 4 * tokens * keys * config.width)
     return Flop(*(config.depth * samples * each for each in per_sample))
+
+
+def _text_length(config: Any) -> int:
+    return int(getattr(config, "text_length", 0))
 
 
 def config_of(workload: Workload, *, depth: int | None) -> Any:

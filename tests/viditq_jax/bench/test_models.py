@@ -9,7 +9,7 @@ import pytest
 
 from viditq_jax.bench.models import Flop, Workload, call, deep, float_pipeline, quantized, step_flop
 from viditq_jax.bench.pipelines import bench_workload, variant
-from viditq_jax.models import dit, pixart
+from viditq_jax.models import dit, pixart, stdit
 from viditq_jax.net import Net, abstract
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import load_recipe
@@ -76,6 +76,27 @@ def test_the_cost_of_a_step_is_counted_by_hand() -> None:
     assert step_flop(abstract(dit.build, small), small, 1) == Flop(
         2 * 2 * 16 * 12 * 64**2, 2 * 4 * 16**2 * 64
     )
+
+
+def test_a_step_of_a_video_is_counted_by_hand() -> None:
+    """As above, and 4 d^2 weights of the attention across frames, in which a token meets one of each."""
+    d, places, frames, prompt = 1152, 1024, 16, 120
+    config = dataclasses.replace(stdit.CONFIGS["stdit-xl-2-16x512x512"], depth=1)
+    n = frames * places
+    assert step_flop(abstract(stdit.build, config), config, 1) == Flop(
+        2 * n * 18 * d**2, 4 * n * (places + frames + prompt) * d
+    )
+
+
+def test_a_video_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = stdit.Config(
+        frames=3, input_size=8, depth=1, width=32, heads=2, text_length=5, caption_channels=16
+    )
+    monkeypatch.setitem(stdit.CONFIGS, "tiny", config)
+    workload = Workload("tiny stdit", "stdit", "tiny", batch=1, steps=2)
+    pipeline = float_pipeline(workload, jnp.float32)
+    given = call(pipeline, workload, 0)
+    assert given.start().shape == (1, 3, 8, 8, 4)
 
 
 def test_the_rows_of_a_model_tell_time_and_memory_of_every_variant() -> None:
