@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from converters import convert
 from viditq_jax import checkpoint, evaluate, generate, load_pipeline, load_recipe
-from viditq_jax.cli._common import bar, packaged_model, working
+from viditq_jax.cli._common import bar, working
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.drift import Drift, times, trajectory
+from viditq_jax.load import packaged_model
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.size import weight_bytes
@@ -53,7 +54,7 @@ def clear(run: Path) -> None:
 def make_artifacts(run: Path, prompts: list[str]) -> dict[str, Path]:
     """The float artifact, converted from the packaged checkpoint, and one a recipe, calibrated on prompts."""
     paths = {name: run / "artifacts" / name for name in ("float", *RECIPES)}
-    with working("converting the packaged PyTorch checkpoint"), packaged_model() as folder:
+    with working("converting the packaged PyTorch checkpoint"), packaged_model("default") as folder:
         checkpoint.save(convert(folder), paths["float"])
     for name in RECIPES:
         pipeline = load_pipeline(paths["float"])

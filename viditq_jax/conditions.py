@@ -19,9 +19,9 @@ from jaxtyping import Bool, Int32
 PAD, EOS = 0, 1  # in every vocabulary of T5
 
 
-def packaged_prompts() -> list[str]:
-    """The prompts that come with the default model."""
-    file = resources.files("viditq_jax.assets") / "prompts" / "default.txt"
+def packaged_prompts(name: str = "default") -> list[str]:
+    """The prompts that come with a packaged model, "default" or "default-video"."""
+    file = resources.files("viditq_jax.assets") / "prompts" / f"{name}.txt"
     return read_prompts(file.read_text(encoding="utf-8"))
 
 

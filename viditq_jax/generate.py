@@ -1,11 +1,14 @@
 """Many samples to files, with a manifest from which a killed run goes on.
 
-    00000.png ...       one picture a condition, written under another name first
-    manifest.jsonl      a line a finished picture: index, condition, file, sha256
+    00000.png ...       one picture a condition, written under another name first; of a video its frames
+                        side by side
+    manifest.jsonl      a line a finished picture: index, condition, file, sha256, and of a video its frames
     generation.json     what all pictures share: seed, steps, guidance, size, model, recipe, device
+    00000.mp4 ...       videos, to be watched
+    contact.png         videos at a glance: a row each, a column a frame
 
 A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still
-there.
+there. What is there to be watched is no part of a run: it is made again from the frames where it is missing.
 """
 
 import dataclasses
@@ -23,7 +26,9 @@ from PIL import Image
 
 from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.video import contact_sheet, frames_of_strip, strip, write_mp4
 
+CONTACT = "contact.png"
 _GUIDANCE_RULE = ("channels", "null", "mask", "order")  # what a scale alone does not say
 
 
@@ -48,8 +53,16 @@ class Manifest:
         settings = _read_record(folder / "generation.json")
         return cls(folder, sorted(_listed(folder), key=lambda entry: entry["index"]), settings)
 
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of videos; None of pictures."""
+        return self.settings.get("fps")
+
     def images(self) -> list[np.ndarray]:
-        """All pictures, uint8 [h, w, 3]. Raises ValueError for one that is missing or altered."""
+        """All pictures, uint8 [h, w, 3], or videos, [t, h, w, 3].
+
+        Raises ValueError for one that is missing or altered.
+        """
         return [self._image(entry) for entry in self.entries]
 
     def _image(self, entry: dict[str, Any]) -> np.ndarray:
@@ -57,7 +70,21 @@ class Manifest:
         if content is None:
             file = self.folder / entry["file"]
             raise ValueError(f"{file} is missing or altered since it was generated; generate it again.")
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        return frames_of_strip(picture, entry["frames"]) if "frames" in entry else picture
+
+    def watchable(self) -> None:
+        """Make the files to be watched that are missing; of pictures there are none."""
+        if self.fps is None:
+            return
+        missing = [entry for entry in self.entries if not (self.folder / entry["video"]).is_file()]
+        for entry in missing:
+            write_mp4(self._image(entry), self.folder / entry["video"], fps=self.fps)
+        if missing or not (self.folder / CONTACT).is_file():
+            buffer = io.BytesIO()
+            sheet = contact_sheet(self.images(), [str(entry["condition"]) for entry in self.entries])
+            sheet.save(buffer, format="PNG")
+            _atomic(self.folder / CONTACT, buffer.getvalue())
 
 
 def generate(
@@ -70,11 +97,12 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     size: tuple[int, int] | None = None,
+    frames: int | None = None,
     negative: str = "",
     resume: bool = True,
     advance: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Write one PNG a condition to `out`.
+    """Write one PNG a condition to `out`; of videos also an MP4 each, and a sheet of all.
 
     batch: samples a compiled call; the last batch is padded, so that all of them share one program. advance:
         called with the number of pictures that were just finished, for a progress bar.
@@ -86,12 +114,15 @@ def generate(
     if not conditions:
         raise ValueError("no conditions were given; give one prompt or class index for each picture.")
     out = Path(out)
+    shape = pipeline.latent_shape(size, frames)
     settings = {
         "seed": seed,
         "steps": pipeline.steps if steps is None else steps,
         "guidance": pipeline.guidance.scale if guidance is None else guidance,
         "guidance_rule": {name: pipeline.facts["guidance"].get(name) for name in _GUIDANCE_RULE},
         "size": list(size or pipeline.image_size),
+        "frames": shape[0] if len(shape) == 4 else None,
+        "fps": pipeline.fps,
         "negative": negative,
         "batch": batch,
         "sampler": pipeline.facts["sampler"],
@@ -111,7 +142,14 @@ def generate(
         indices = range(start, min(start + batch, len(conditions)))
         padded = [conditions[min(i, len(conditions) - 1)] for i in range(start, start + batch)]
         pictures = pipeline(
-            padded, seed=seed, steps=steps, guidance=guidance, size=size, negative=negative, first=start
+            padded,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            frames=frames,
+            negative=negative,
+            first=start,
         )
         fresh = [i for i in indices if i not in done]
         _record(out, settings)
@@ -119,7 +157,9 @@ def generate(
             _write(out, i, conditions[i], pictures[i - start])
         if advance:
             advance(len(fresh))
-    return Manifest.read(out)
+    manifest = Manifest.read(out)
+    manifest.watchable()
+    return manifest
 
 
 def _starts(todo: list[int], batch: int) -> list[int]:
@@ -199,7 +239,9 @@ def _entry(line: str, where: str) -> dict[str, Any]:
     try:
         entry: dict[str, Any] = json.loads(line)
         entry["condition"], name = entry["condition"], Path(entry["file"]).name
-        if type(entry["index"]) is int and name == entry["file"]:
+        names = [name, Path(entry.get("video", name)).name]
+        numbers = [entry["index"], entry.get("frames", 1)]
+        if names == [entry["file"], entry.get("video", name)] and all(type(n) is int for n in numbers):
             return entry
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
@@ -222,13 +264,15 @@ def _drop_torn_line(manifest: Path) -> None:
         _atomic(manifest, text[: text.rfind(b"\n") + 1])
 
 
-def _write(out: Path, index: int, condition: str | int, picture: np.ndarray) -> None:
+def _write(out: Path, index: int, condition: str | int, sample: np.ndarray) -> None:
+    entry: dict[str, Any] = {"index": index, "condition": condition, "file": f"{index:05d}.png"}
+    picture = sample
+    if sample.ndim == 4:
+        picture, entry["frames"], entry["video"] = strip(sample), len(sample), f"{index:05d}.mp4"
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    name = f"{index:05d}.png"
-    _atomic(out / name, buffer.getvalue())
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    line = json.dumps({"index": index, "condition": condition, "file": name, "sha256": digest})
+    _atomic(out / entry["file"], buffer.getvalue())
+    line = json.dumps({**entry, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
     with (out / "manifest.jsonl").open("a") as file:
         file.write(line + "\n")
         file.flush()

@@ -1,7 +1,8 @@
-"""Pipelines from disk: an artifact, a foreign checkpoint, the packaged model."""
+"""Pipelines from disk: an artifact, a foreign checkpoint, the packaged models."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,25 @@ from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.speed import warn_if_slower
 
+PACKAGED = ("default", "default-video")
+
+
+@contextmanager
+def packaged_model(name: str) -> Iterator[Path]:
+    """The folder of a packaged model's checkpoint. Raises FileNotFoundError if it was left out."""
+    with resources.as_file(resources.files("viditq_jax.assets")) as folder:
+        if not (folder / name / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"the model {name!r} is not in this installation ({folder / name}); install viditq-jax with "
+                f"its packaged data, or make it by examples/train_{name.replace('-', '_')}.py."
+            )
+        yield folder / name
+
 
 def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipeline:
-    """A pipeline from an artifact folder, from a foreign checkpoint, or "default", the packaged model.
+    """A pipeline from an artifact folder, from a foreign checkpoint, or a packaged model.
+
+    Packaged are "default", which makes pictures, and "default-video".
 
     path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file,
         which is converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and
@@ -25,11 +42,13 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
     Warns, see `speed`, of quantized layers that were measured to be slower than in floats on this device.
     Raises ArtifactError or ConversionError, with all that is wrong, before anything is built.
     """
-    if str(path) == "default":
-        with resources.as_file(resources.files("viditq_jax.assets") / "default") as folder:
+    if str(path) in PACKAGED:
+        with packaged_model(str(path)) as folder:
             return _convert(folder, dtype)
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist; give an artifact, a checkpoint, or 'default'.")
+        raise FileNotFoundError(
+            f"{path} does not exist; give an artifact, a checkpoint, or one of {', '.join(PACKAGED)}."
+        )
     if not (Path(path) / checkpoint.FACTS_FILE).is_file():
         return _convert(Path(path), dtype)
     facts = checkpoint.read_facts(path)
@@ -73,7 +92,7 @@ def _check(described: Pipeline) -> None:
         _ = facts["source"]["denoiser"]["format"]
     if facts["conditions"]["kind"] == "label":
         int(facts["conditions"]["classes"])
-    if facts["conditions"].get("clip"):
+    if "frames" in facts:
         _ = float(facts["fps"])
     if "tokenizer" in facts:
         name, length = facts["tokenizer"]["file"], facts["tokenizer"]["max_length"]

@@ -330,6 +330,11 @@ class Pipeline:
         """The default number of frames; None of a model that makes pictures."""
         return said.frames_of(self.facts, None)
 
+    @property
+    def fps(self) -> float | None:
+        """Frames a second; None of a model that makes pictures."""
+        return None if self.frames is None else float(self.facts["fps"])
+
     def latent_shape(self, size: tuple[int, int] | None = None, frames: int | None = None) -> tuple[int, ...]:
         """Frames, of a video, then height, width and channels of the latent of a sample."""
         return said.latent_shape(self.facts, size, frames)

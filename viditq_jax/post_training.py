@@ -66,10 +66,14 @@ def quantize_pipeline(
 
 
 def default_conditions(pipeline: Pipeline) -> list[str | int]:
-    """The packaged prompts; for a class-conditional model, classes evenly spread."""
+    """The packaged prompts, of things in motion for videos; for a class-conditional model, classes evenly
+    spread; for one without conditions, numbers.
+    """
     facts = pipeline.facts["conditions"]
     if facts["kind"] == "prompt":
-        return list(packaged_prompts())
+        return list(packaged_prompts("default" if pipeline.frames is None else "default-video"))
+    if facts["kind"] == "none":
+        return [*range(CLASSES)]
     classes = int(facts["classes"])
     return [*range(0, classes, max(1, classes // CLASSES))][:CLASSES]
 

@@ -10,8 +10,10 @@ import pytest
 
 from tests import tiny
 from viditq_jax import programs
+from viditq_jax.load import packaged_model
 from viditq_jax.models.stdit3 import Clip
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.post_training import default_conditions
 from viditq_jax.programs import encode_prompt
 from viditq_jax.sampling.schedule import latent_video_shift, video_shift
 
@@ -190,3 +192,14 @@ def test_the_clip_reaches_the_model() -> None:
     faster = dataclasses.replace(video, facts={**video.facts, "fps": 60})
     assert isinstance(video.sizes(2)["clip"], Clip)
     assert not close(faster.latents(PROMPTS, seed=1), latents("stdit3"))
+
+
+def test_a_packaged_model_that_was_left_out_is_named() -> None:
+    said = r"'absent' is not in this installation.*train_absent\.py"
+    with pytest.raises(FileNotFoundError, match=said), packaged_model("absent"):
+        pass
+
+
+def test_videos_are_calibrated_on_prompts_of_things_in_motion() -> None:
+    assert "moving" in " ".join(map(str, default_conditions(tiny.video())))
+    assert default_conditions(tiny.pipeline()) != default_conditions(tiny.video())

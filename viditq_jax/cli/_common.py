@@ -1,8 +1,7 @@
 """What several verbs share: progress on standard error, and prompts from flags."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from importlib import resources
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from rich.progress import (
 )
 
 from viditq_jax.calibrate import check_stats_file, load_stats
-from viditq_jax.conditions import packaged_prompts, read_prompts
+from viditq_jax.conditions import read_prompts
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
@@ -49,18 +48,13 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def packaged_model() -> AbstractContextManager[Path]:
-    """The folder of the default model's checkpoint."""
-    return resources.as_file(resources.files("viditq_jax.assets") / "default")
-
-
 def conditions(
-    prompt: tuple[str, ...], file: Path | None, labels: tuple[int, ...], kind: str
+    prompt: tuple[str, ...], file: Path | None, labels: tuple[int, ...], pipeline: Pipeline
 ) -> list[str | int]:
     """The conditions that the flags name, or the packaged prompts. Raises ValueError for the wrong kind of
     them.
     """
-    if kind == "label":
+    if pipeline.facts["conditions"]["kind"] != "prompt":
         if prompt or file:
             raise ValueError("this model takes class indices; use --label instead of prompts.")
         return list(labels) or [0]
@@ -76,7 +70,7 @@ def conditions(
             ) from error
         if not lines:
             raise ValueError(f"{file} holds no prompt; give one a line, or leave the flag out.")
-    return list(given or packaged_prompts())
+    return list(given or default_conditions(pipeline))
 
 
 def quantized(
@@ -102,8 +96,8 @@ def calibration_conditions(pipeline: Pipeline, prompts: Path | None) -> list[str
     """The prompts of the file, or the default conditions."""
     if prompts is None:
         return default_conditions(pipeline)
-    if pipeline.facts["conditions"]["kind"] == "label":
+    if pipeline.facts["conditions"]["kind"] != "prompt":
         raise ValueError(
             "this model takes class indices, so there are no prompts to calibrate with; leave them out."
         )
-    return conditions((), prompts, (), "prompt")
+    return conditions((), prompts, (), pipeline)

@@ -23,7 +23,7 @@ class Options:
     """Flags of `viditq calibrate`."""
 
     source: Annotated[str, tyro.conf.Positional] = "default"
-    """An artifact, a checkpoint, or "default"."""
+    """An artifact, a checkpoint, "default" or "default-video"."""
     recipe: str = "w4a8"
     """The recipe that the statistics are for: its denoising ranges, and what its layers need."""
     out: Path | None = None

@@ -5,6 +5,7 @@ named by flags. Without a source the packaged default model is converted.
 """
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,8 @@ import tyro
 
 from converters import convert
 from viditq_jax import checkpoint
-from viditq_jax.cli._common import packaged_model, working
+from viditq_jax.cli._common import working
+from viditq_jax.load import PACKAGED, packaged_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Options:
 
     source: Annotated[str, tyro.conf.Positional] = "default"
     """A diffusers folder, a checkpoint (.pt, .pth, .bin, .safetensors, or an index of shards), or
-    "default".
+    "default" or "default-video".
     """
     out: Path = Path("runs/float")
     """Where the artifact goes."""
@@ -52,9 +54,11 @@ def run(options: Options) -> Any:
         raise checkpoint.ArtifactError(
             f"{options.out} exists already; choose another --out, or add --overwrite."
         )
-    with packaged_model() as packaged, working("converting"):
+    packaged = options.source in PACKAGED
+    place = packaged_model(options.source) if packaged else nullcontext(Path(options.source))
+    with place as source, working("converting"):
         artifact = convert(
-            packaged if options.source == "default" else Path(options.source),
+            source,
             dtype=jnp.dtype(options.dtype),
             model=options.model,
             text_encoder=options.text_encoder,

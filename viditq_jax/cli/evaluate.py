@@ -14,8 +14,8 @@ import tyro
 
 from viditq_jax.cli._common import bar, conditions, working
 from viditq_jax.compare import compare_recipes, packaged_recipes, result_rows
-from viditq_jax.evaluate import PAIRED, evaluate
-from viditq_jax.load import load_pipeline
+from viditq_jax.evaluate import evaluate
+from viditq_jax.load import PACKAGED, load_pipeline
 from viditq_jax.post_training import default_conditions
 
 
@@ -27,12 +27,12 @@ class Options:
     """The pictures to judge."""
     reference: Path = Path("runs/generate")
     """The pictures to compare with."""
-    metrics: tuple[str, ...] = PAIRED
-    """Which measures, by name."""
+    metrics: tuple[str, ...] = ()
+    """Which measures, by name; all that fit where none is named."""
     recipes: tuple[str, ...] = ()
     """Compare recipes instead: packaged names or files, or "all" packaged ones."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "default"
-    """With --recipes: an artifact, a checkpoint, or "default"."""
+    """With --recipes: an artifact, a checkpoint, "default" or "default-video"."""
     prompts: Path | None = None
     """With --recipes: a file with one prompt a line; the packaged ones where not given."""
     count: int = 16
@@ -59,7 +59,7 @@ def run(options: Options) -> Any:
         return _recipes(options)
     results = evaluate(options.pictures, options.metrics, reference=options.reference)
     return (
-        results if options.json else "\n".join(f"{name:<10} {value:.4f}" for name, value in results.items())
+        results if options.json else "\n".join(f"{name:<20} {value:.4f}" for name, value in results.items())
     )
 
 
@@ -69,15 +69,15 @@ def _recipes(options: Options) -> Any:
         raise ValueError(f"--count is {options.count}; it must be at least 1.")
     with working("loading"):
         pipeline = load_pipeline(options.model)
-    kind, file = pipeline.facts["conditions"]["kind"], options.prompts
-    samples = conditions((), file, (), kind) if file else default_conditions(pipeline)
+    file = options.prompts
+    samples = conditions((), file, (), pipeline) if file else default_conditions(pipeline)
     every = "all" in options.recipes
     records = compare_recipes(
         pipeline,
         packaged_recipes() if every else options.recipes,
         samples[: options.count],
         options.out,
-        title="default" if options.model == "default" else Path(options.model).stem,
+        title=options.model if options.model in PACKAGED else Path(options.model).stem,
         stressed=options.stress,
         skip_misfits=every,
         seed=options.seed,

@@ -1,7 +1,8 @@
-"""Make pictures: viditq generate --prompt "red apple" --recipe w8a8
+"""Make pictures or videos: viditq generate --prompt "red apple" --recipe w8a8
 
-The model is an artifact, a checkpoint, or the packaged default. With --recipe a float model is quantized in
-memory first. A run that was killed goes on where it stopped when it is started again with the same flags.
+The model is an artifact, a checkpoint, or packaged: with -m default-video --prompt "pizza spinning" it writes
+an MP4, and all frames without loss in a PNG. With --recipe a float model is quantized in memory first. A run
+that was killed goes on where it stopped when it is started again with the same flags.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from viditq_jax.cli._common import bar, conditions, quantized, working
-from viditq_jax.generate import generate
+from viditq_jax.generate import CONTACT, generate
 from viditq_jax.load import load_pipeline
 
 
@@ -24,7 +25,7 @@ class Options:
     """Flags of `viditq generate`."""
 
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "default"
-    """An artifact, a checkpoint, or "default"."""
+    """An artifact, a checkpoint, "default" or "default-video"."""
     prompt: tuple[str, ...] = ()
     """Prompts, one picture each; the packaged ones where none is given."""
     prompts: Path | None = None
@@ -45,6 +46,8 @@ class Options:
     """ddim, iddpm, dpm_solver or flow_euler, where another than the model's own is wanted."""
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
+    frames: int | None = None
+    """Frames of a video, where another number than the model's own is wanted."""
     negative: str = ""
     """The negative prompt."""
     batch: int = 8
@@ -59,7 +62,7 @@ def run(options: Options) -> Any:
         pipeline = load_pipeline(options.model)
     if options.sampler:
         pipeline = pipeline.with_sampler(options.sampler)
-    samples = conditions(options.prompt, options.prompts, options.label, pipeline.facts["conditions"]["kind"])
+    samples = conditions(options.prompt, options.prompts, options.label, pipeline)
     if options.recipe:
         pipeline = quantized(pipeline, options.recipe)
     out = options.out or default_folder(options)
@@ -74,13 +77,18 @@ def run(options: Options) -> Any:
             steps=options.steps,
             guidance=options.guidance,
             size=options.size,
+            frames=options.frames,
             negative=options.negative,
             advance=advance,
         )
     if options.json:
         return {"folder": str(out), "samples": manifest.entries}
-    lines = [f"{out / entry['file']}  {entry['condition']}" for entry in manifest.entries]
-    return "\n".join([*lines, f"{len(lines)} pictures in {time.perf_counter() - started:.1f} s"])
+    seconds, video = time.perf_counter() - started, manifest.fps is not None
+    lines = [
+        f"{out / entry['video' if video else 'file']}  {entry['condition']}" for entry in manifest.entries
+    ]
+    made = f"{len(lines)} {'videos' if video else 'pictures'} in {seconds:.1f} s"
+    return "\n".join([*lines, f"{made}; at a glance: {out / CONTACT}" if video else made])
 
 
 def default_folder(options: Options) -> Path:

@@ -29,7 +29,7 @@ class Options:
     """Flags of `viditq inspect`."""
 
     what: Annotated[str, tyro.conf.Positional] = "default"
-    """An artifact, a checkpoint, "default", or a recipe."""
+    """An artifact, a checkpoint, "default", "default-video", or a recipe."""
     layers: bool = False
     """List every linear layer of the denoiser, and the attention modules that can have 8 bits."""
     speed: bool = False
@@ -77,6 +77,8 @@ def _facts(pipeline: Pipeline, layers: bool) -> dict[str, Any]:
         "source": pipeline.facts.get("source"),
         "dtype": pipeline.facts["dtype"],
         "image_size": list(pipeline.image_size),
+        "frames": pipeline.frames,
+        "fps": pipeline.fps,
         "sampler": pipeline.facts["sampler"],
         "guidance": pipeline.facts["guidance"],
         "parts": parts,

@@ -21,7 +21,7 @@ class Options:
     """Flags of `viditq quantize`."""
 
     source: Annotated[str, tyro.conf.Positional] = "default"
-    """An artifact, a checkpoint, or "default"."""
+    """An artifact, a checkpoint, "default" or "default-video"."""
     recipe: str = "w8a8"
     """A packaged recipe, or a JSON file."""
     out: Path | None = None

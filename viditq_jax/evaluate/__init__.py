@@ -1,28 +1,38 @@
-"""Measures of pictures, one a file; each streams: `empty`, `update`, `merge`, `finish`."""
+"""Measures of pictures and videos, one a file; each streams: `empty`, `update`, `merge`, `finish`.
+
+A measure that says ALONE looks at no reference.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from viditq_jax import plugins
 from viditq_jax.generate import Manifest
 
 PAIRED = ("psnr", "ssim")
+TEMPORAL = ("frame_consistency", "flicker", "warping_error", "motion_error")  # of videos
 
 
 def evaluate(
-    out: str | Path, metrics: Sequence[str] = PAIRED, *, reference: str | Path | None = None
+    out: str | Path, metrics: Sequence[str] = (), *, reference: str | Path | None = None
 ) -> dict[str, float]:
-    """The metrics of the pictures in `out`, each under its name with its unit, as in "psnr_db".
+    """The metrics of the pictures or videos in `out`, each under its name with its unit, as in "psnr_db".
 
-    reference: a folder with pictures of the same conditions and seeds; metrics that compare pairs need it.
+    metrics: by name; where none is named `PAIRED`, and for videos `TEMPORAL` too. reference: a folder with
+    pictures of the same conditions and seeds; metrics that compare pairs need it.
     Raises ValueError if the two folders do not hold the same samples, and LookupError for an unknown metric.
     """
-    found = {name: plugins.find("viditq_jax.evaluate", name) for name in metrics}
     ours = Manifest.read(out)
-    if reference is None:
+    metrics = metrics or (PAIRED if ours.fps is None else (*PAIRED, *TEMPORAL))
+    found = {name: plugins.find("viditq_jax.evaluate", name) for name in metrics}
+    compare = [name for name, module in found.items() if not getattr(module, "ALONE", False)]
+    if reference is None and compare:
         raise ValueError(
-            f"{', '.join(metrics)} compare with reference pictures; give their folder as reference."
+            f"{', '.join(compare)} compare with reference pictures; give their folder as reference."
         )
+    reference = out if reference is None else reference
     theirs = Manifest.read(reference)
     same = [(e["index"], e["condition"]) for e in ours.entries] == [
         (e["index"], e["condition"]) for e in theirs.entries
@@ -36,7 +46,7 @@ def evaluate(
     for picture, expected in zip(ours.images(), theirs.images(), strict=True):
         if picture.shape != expected.shape:
             raise ValueError(
-                f"{out} has pictures of {picture.shape[:2]} pixels, {reference} of {expected.shape[:2]}; "
+                f"{out} has pictures of {_size(picture)}, {reference} of {_size(expected)}; "
                 f"generate both at the same size."
             )
         states = {name: found[name].METRIC.update(state, picture, expected) for name, state in states.items()}
@@ -45,3 +55,8 @@ def evaluate(
         unit = found[name].UNIT
         results[f"{name}_{unit}" if unit else name] = found[name].METRIC.finish(state)
     return results
+
+
+def _size(sample: np.ndarray) -> str:
+    frames = f"{len(sample)} frames of " if sample.ndim == 4 else ""
+    return f"{frames}{sample.shape[-3]}x{sample.shape[-2]} pixels"

@@ -1,4 +1,4 @@
-"""The mean of a measure over pairs of pictures, as a monoid: batched, sharded and added to at will."""
+"""The mean of a measure over pairs of pictures or videos, as a monoid: batched, sharded, added to at will."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Sample = UInt8[np.ndarray, "*t h w 3"]
 
 
 class State(NamedTuple):
@@ -21,15 +21,15 @@ class State(NamedTuple):
 class PairMean:
     """A metric made of a measure of one pair."""
 
-    measure: Callable[[Picture, Picture], float]
+    measure: Callable[[Sample, Sample], float]
 
     def empty(self) -> State:
         """Nothing measured yet."""
         return State(0.0, 0)
 
-    def update(self, state: State, picture: Picture, expected: Picture) -> State:
+    def update(self, state: State, sample: Sample, expected: Sample) -> State:
         """Add one pair."""
-        return State(state.total + self.measure(picture, expected), state.pairs + 1)
+        return State(state.total + self.measure(sample, expected), state.pairs + 1)
 
     def merge(self, a: State, b: State) -> State:
         """Two measurements as one."""
@@ -38,5 +38,5 @@ class PairMean:
     def finish(self, state: State) -> float:
         """The mean over all pairs. Raises ValueError if there was none."""
         if not state.pairs:
-            raise ValueError("nothing was measured; give at least one pair of pictures.")
+            raise ValueError("nothing was measured; give at least one pair.")
         return state.total / state.pairs

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 LOWER_IS_BETTER = (
+    "flicker_levels",
+    "warping_error_levels",
+    "motion_error_px",
     "latent_rel_l2",
     "weight_bytes",
     "bfloat16_weight_bytes",

@@ -244,9 +244,9 @@ def test_flags_that_would_do_nothing_or_harm_are_refused(
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"empty\.txt holds no prompt"):
-        conditions((), tmp_path / "empty.txt", (), "prompt")
+        conditions((), tmp_path / "empty.txt", (), tiny.pipeline())
     with pytest.raises(ValueError, match=r"picture\.png is not a text file"):
-        conditions((), tmp_path / "picture.png", (), "prompt")
+        conditions((), tmp_path / "picture.png", (), tiny.pipeline())
     refused(["inspect", "w8a8", "--export", str(tmp_path / "x")], "is a recipe; --layers, --speed", capsys)
     refused(["inspect", "--export", str(tmp_path / "picture.png")], "exists already", capsys)
     assert (tmp_path / "picture.png").read_bytes() == b"\x89PNG"
