@@ -10,6 +10,7 @@ import re
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,21 +105,26 @@ def _icon(package: dict, name: str, style: str, category: str) -> Icon:
     return Icon(name, style, category, svg, package["width"], bool(alias.get("hFlip")), weight)
 
 
-def render(icon: Icon, *, shift: tuple[float, float] = (0.0, 0.0), zoom: float = 1.0) -> np.ndarray:
-    """The icon as premultiplied RGBA, uint8 [64, 64, 4]. shift: in sides. zoom: above 1 is larger."""
+def picture(icon: Icon, side: int, *, shift: tuple[float, float] = (0.0, 0.0), zoom: float = 1.0) -> Any:
+    """The icon as a Pillow picture, RGBA of side x side pixels. shift: in sides. zoom: above 1 is larger."""
     import io
 
     import resvg_py
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    side = icon.size / zoom
-    left, top = ((icon.size - side) / 2 - part * icon.size for part in shift)
-    box = f'viewBox="{left:.3f} {top:.3f} {side:.3f} {side:.3f}" width="{2 * SIDE}" height="{2 * SIDE}"'
-    png = bytes(resvg_py.svg_to_bytes(svg_string=icon.svg.replace("{box}", box)))
-    rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32)
+    box = icon.size / zoom
+    left, top = ((icon.size - box) / 2 - part * icon.size for part in shift)
+    view = f'viewBox="{left:.3f} {top:.3f} {box:.3f} {box:.3f}" width="{side}" height="{side}"'
+    png = bytes(resvg_py.svg_to_bytes(svg_string=icon.svg.replace("{box}", view)))
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    return ImageOps.mirror(image) if icon.flip else image
+
+
+def render(icon: Icon, *, shift: tuple[float, float] = (0.0, 0.0), zoom: float = 1.0) -> np.ndarray:
+    """The icon as premultiplied RGBA, uint8 [64, 64, 4], drawn at twice the side and averaged down."""
+    rgba = np.asarray(picture(icon, 2 * SIDE, shift=shift, zoom=zoom), np.float32)
     rgba = np.concatenate([rgba[..., :3] * rgba[..., 3:] / 255, rgba[..., 3:]], axis=-1)
-    rgba = rgba.reshape(SIDE, 2, SIDE, 2, 4).mean(axis=(1, 3))
-    return np.round(rgba[:, ::-1] if icon.flip else rgba).astype(np.uint8)
+    return np.round(rgba.reshape(SIDE, 2, SIDE, 2, 4).mean(axis=(1, 3))).astype(np.uint8)
 
 
 def render_all(icons: list[Icon], cache: Path, *, seed: int = 0) -> np.ndarray:
@@ -187,6 +193,10 @@ def make_rows(icons: list[Icon], *, seed: int = 0, held_out: float = 0.03, colou
 def caption(icon: Icon, colour: str, *, style: bool) -> str:
     """As in "red apple on a blue background, noto style"; white and, if asked, the style go without
     saying."""
+    return f"{icon.words}{background(colour)}{f', {icon.style} style' if style else ''}"
+
+
+def background(colour: str) -> str:
+    """As in " on an orange background"; white goes without saying."""
     article = "an" if colour[0] in "aeiou" else "a"
-    background = "" if colour == "white" else f" on {article} {colour} background"
-    return f"{icon.words}{background}{f', {icon.style} style' if style else ''}"
+    return "" if colour == "white" else f" on {article} {colour} background"

@@ -61,15 +61,16 @@ class Models:
 jax.tree_util.register_dataclass(Models, data_fields=["denoiser", "text_encoder"], meta_fields=[])
 
 
-def training_times(count: int = 4096) -> np.ndarray:
+def training_times(count: int = 4096, *, shift: float = 0.0) -> np.ndarray:
     """Timesteps, evenly likely, whose log signal-to-noise ratios are spread as in the cosine schedule.
 
     DiT's schedule by itself spends half of its time on noise in which a 16x16 latent shows nothing.
+    shift: how much lower the ratios are.
     """
     alphas = SAMPLER.alphas_cumprod()
     ratio = np.log(alphas / (1 - alphas))
     share = (np.arange(count) + 0.5) / count
-    wanted = -2 * np.log(np.tan(np.pi * share / 2))
+    wanted = -2 * np.log(np.tan(np.pi * share / 2)) - shift
     return np.interp(-wanted, -ratio, np.arange(len(ratio))).round().astype(np.int32)
 
 

@@ -1,7 +1,8 @@
 """A training loop that survives being killed: state in Orbax, the log in JSONL, the schedule on the clock.
 
 The budget is minutes of training, so the learning rate follows the share of the budget that is spent: a
-machine of any speed ends at zero, and a run goes on where its last checkpoint left it.
+machine of any speed ends at zero, and a run goes on where its last checkpoint left it. It may be steps
+instead, which a machine that is stopped for a while does not lose.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ Arrays = dict[str, jax.Array]
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How one part is trained. rate: the peak learning rate. minutes: of training, compilation not
-    counted."""
+    counted. steps: the budget instead of the minutes, where given."""
 
     name: str
     minutes: float
@@ -36,6 +37,11 @@ class Plan:
     decay: float = 0.01  # weight decay
     average: float = 0.995  # EMA at full length; shorter at the start
     save_every: float = 180.0  # seconds
+    steps: int | None = None
+
+    def spent(self, seconds: float, step: int) -> float:
+        """The share of the budget that is used up."""
+        return seconds / (60 * self.minutes) if self.steps is None else step / self.steps
 
 
 # Parameters that touch pixels, tokens or latents, and tables: left to AdamW.
@@ -137,24 +143,26 @@ def train(
         return params, average, memory, step + 1, {"loss": value, **parts}
 
     update = jax.jit(update, donate_argnums=(0, 1, 2))
-    budget, seconds, step = plan.minutes * 60, float(state["seconds"]), int(state["step"])
+    seconds, step = float(state["seconds"]), int(state["step"])
+    spent = plan.spent(seconds, step)
     params, average, memory, i = state["params"], state["average"], state["optimizer"], state["step"]
     sums, count, compiled = {}, 0, False
     saved = watched = logged = time.monotonic()
     columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*columns) as bar, (folder / "log.jsonl").open("a") as log:
-        task = bar.add_task(plan.name, total=budget, completed=seconds)
-        while seconds < budget:
+        task = bar.add_task(plan.name, total=1.0, completed=spent)
+        while spent < 1:
             start = time.monotonic()
             params, average, memory, i, parts = update(
-                params, average, memory, i, np.float32(rate(plan, seconds / budget)), data
+                params, average, memory, i, np.float32(rate(plan, spent)), data
             )
             parts = jax.device_get(parts)
             if compiled:
                 seconds += time.monotonic() - start
             compiled, step, count = True, step + 1, count + 1
+            spent = plan.spent(seconds, step)
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in parts.items()}
-            now, last = time.monotonic(), seconds >= budget
+            now, last = time.monotonic(), spent >= 1
             if now - logged > 10 or last:
                 means = {name: round(value / count, 5) for name, value in sums.items()}
                 line = {
@@ -162,9 +170,9 @@ def train(
                     "seconds": round(seconds, 1),
                     "per_second": round(count * plan.batch / (now - logged), 2),
                 }
-                print(json.dumps(line | {"rate": rate(plan, seconds / budget)} | means), file=log, flush=True)
+                print(json.dumps(line | {"rate": rate(plan, spent)} | means), file=log, flush=True)
                 bar.update(
-                    task, completed=seconds, description=f"{plan.name} step {step} loss {means['loss']:.4f}"
+                    task, completed=spent, description=f"{plan.name} step {step} loss {means['loss']:.4f}"
                 )
                 sums, count, logged = {}, 0, now
             if now - saved > plan.save_every or last:

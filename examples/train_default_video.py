@@ -1,0 +1,85 @@
+"""Make the packaged default video model again, in one command: the image model, taught to move.
+
+    python examples/train_default_video.py --out runs/default-video             # 90 minutes on two CPU cores
+    python examples/train_default_video.py --out runs/default-video --batch 64  # a GPU
+
+Every stage keeps its result under --out, and training goes on from its last checkpoint: after an
+interruption, run the same command again. Needs the extra "train" and, to fetch the icons, npm; or --data, a
+folder that has them.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from default_model import data
+from default_model.loop import Plan, filled, values
+from default_model.text import Tokenizer
+from default_video import clips, denoiser
+from train_default import keep
+
+from converters import convert
+
+ASSETS = Path(__file__).parents[1] / "viditq_jax/assets"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/default-video"), help="everything that is made on the way"
+    )
+    parser.add_argument("--data", type=Path, help="folder with noto/; fetched with npm where not given")
+    parser.add_argument("--steps", type=int, default=1400, help="updates of the denoiser")
+    parser.add_argument("--batch", type=int, default=6, help="clips in a step")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--variants", type=int, default=16, help="films of each subject in each motion")
+    parser.add_argument(
+        "--bf16", action="store_true", help="compute in bfloat16 (faster on a GPU, slower on a CPU)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    opts = options()
+    out = opts.out
+    out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+    source = opts.data or out / "data"
+    if opts.data is None:
+        data.fetch(source)
+    icons = clips.subjects(data.read_icons(source))
+    words = [icon.words for icon in icons]
+
+    pictures = {name: load() for name, load in convert(ASSETS / "default", dtype=jnp.float32).nets.items()}
+    decoder = pictures["decoder"]
+    text = denoiser.Text(pictures["text_encoder"], Tokenizer(ASSETS / "default/tokenizer"))
+    encode = jax.jit(lambda net, pixels: net.call("encode", pixels)[0])
+    films = clips.make(
+        icons, lambda pixels: encode(decoder, pixels), out / "films/film", variants=opts.variants
+    )
+
+    prompts = (ASSETS / "prompts/default-video.txt").read_text().splitlines()
+    plan = Plan("denoiser", 0.0, opts.batch, opts.rate, steps=opts.steps)
+    net = denoiser.start(pictures["denoiser"])
+    arrays = keep(
+        out / "denoiser.npz",
+        lambda: values(
+            denoiser.fit(
+                net, films, words, text, decoder, prompts[:8], plan, out / "denoiser",
+                dtype=jnp.bfloat16 if opts.bf16 else jnp.float32,
+            )
+        ),
+    )  # fmt: skip
+    net = filled(net, arrays)
+
+
+if __name__ == "__main__":
+    main()
