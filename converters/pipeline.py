@@ -63,7 +63,8 @@ def convert(
     """The artifact of a foreign checkpoint, ready to be saved; tensors are read when its Nets are asked for.
 
     source: a diffusers pipeline folder, or one denoiser: a file of torch.save, .safetensors, an index of
-        shards, or a folder with one of these.
+        shards, or a folder with one of these. The index of a pipeline may name the folder of a part ("vae":
+        "../default/vae") and its "guidance".
     dtype: of all parameters, bfloat16 or float32.
     model: the named config of the denoiser, such as "pixart-sigma-xl-2-1024-ms", where the checkpoint does
         not tell it.
@@ -87,12 +88,13 @@ def convert(
     index: dict[str, Any] = {}
     if (folder := Path(source)).joinpath(INDEX).is_file():
         index = read_json(folder / INDEX)
-        given = {name: _else_folder(value, folder / name) for name, value in given.items()}
+        given = {name: _else_folder(value, _place(folder, index, name)) for name, value in given.items()}
         source = folder / "transformer"
 
     denoiser = _denoiser(open_source(source, wrapper=overrides.pop("weights", None)), overrides, model, index)
     parts, files = {"denoiser": denoiser}, {}
     facts = families.find(denoiser.model).defaults(denoiser.config, denoiser.format)
+    facts["guidance"] |= index.get("guidance", {})
     if facts["conditions"]["kind"] == "label":
         facts["conditions"]["id2label"] = index.get("id2label")
     if given["vae"] is not None:
@@ -116,6 +118,15 @@ def convert(
         name: {"model": part.model, "config": dataclasses.asdict(part.config)} for name, part in parts.items()
     }
     return Artifact(facts, {name: partial(part.load, dtype) for name, part in parts.items()}, files)
+
+
+def _place(folder: Path, index: Mapping[str, Any], name: str) -> Path:
+    """The folder of a part: of its name, as in diffusers, or, where the index names another, that one."""
+    if not isinstance(named := index.get(name), str):
+        return folder / name
+    if not (folder / named).is_dir():
+        raise ConversionError(f"{folder / INDEX} names {named} as its {name}; there is no such folder.")
+    return folder / named
 
 
 def _else_folder(value: Any, folder: Path) -> Any:

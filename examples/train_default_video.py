@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from default_model import data
 from default_model.loop import Plan, filled, values
 from default_model.text import Tokenizer
-from default_video import clips, denoiser
+from default_video import clips, denoiser, package
 from train_default import keep
 
 from converters import convert
@@ -37,6 +37,7 @@ def options() -> argparse.Namespace:
         "--out", type=Path, default=Path("runs/default-video"), help="everything that is made on the way"
     )
     parser.add_argument("--data", type=Path, help="folder with noto/; fetched with npm where not given")
+    parser.add_argument("--assets", type=Path, help="where the package goes; OUT/package where not given")
     parser.add_argument("--steps", type=int, default=1400, help="updates of the denoiser")
     parser.add_argument("--batch", type=int, default=6, help="clips in a step")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
@@ -44,6 +45,11 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--bf16", action="store_true", help="compute in bfloat16 (faster on a GPU, slower on a CPU)"
     )
+    parser.add_argument(
+        "--early", action="store_true", help="package the averages of the last checkpoint and stop"
+    )
+    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="for the card: where it ran")
+    parser.add_argument("--note", default="", help="for the card: what else to know of this run")
     return parser.parse_args()
 
 
@@ -69,16 +75,26 @@ def main() -> None:
     prompts = (ASSETS / "prompts/default-video.txt").read_text().splitlines()
     plan = Plan("denoiser", 0.0, opts.batch, opts.rate, steps=opts.steps)
     net = denoiser.start(pictures["denoiser"])
-    arrays = keep(
-        out / "denoiser.npz",
-        lambda: values(
-            denoiser.fit(
-                net, films, words, text, decoder, prompts[:8], plan, out / "denoiser",
-                dtype=jnp.bfloat16 if opts.bf16 else jnp.float32,
-            )
-        ),
+    dtype = jnp.bfloat16 if opts.bf16 else jnp.float32
+    if opts.early:
+        net = denoiser.latest(net, out / "denoiser")
+    else:
+        arrays = keep(
+            out / "denoiser.npz",
+            lambda: values(
+                denoiser.fit(
+                    net, films, words, text, decoder, prompts[:8], plan, out / "denoiser", dtype=dtype
+                )
+            ),
+        )
+        net = filled(net, arrays)
+    package.write(
+        opts.assets or out / "package", net, decoder, text, words, prompts, out,
+        {
+            "machine": opts.machine, "batch": opts.batch, "rate": opts.rate, "variants": opts.variants,
+            "note": f" {opts.note}" if opts.note else "",
+        },
     )  # fmt: skip
-    net = filled(net, arrays)
 
 
 if __name__ == "__main__":

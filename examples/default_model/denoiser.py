@@ -76,7 +76,8 @@ def training_times(count: int = 4096, *, shift: float = 0.0) -> np.ndarray:
 
 def noised(latents: jax.Array, noise: jax.Array, signal: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The input of the denoiser and its target, the velocity. signal: share of the variance, [b]."""
-    alpha, sigma = jnp.sqrt(signal)[:, None, None, None], jnp.sqrt(1 - signal)[:, None, None, None]
+    signal = signal.reshape(-1, *[1] * (latents.ndim - 1))
+    alpha, sigma = jnp.sqrt(signal), jnp.sqrt(1 - signal)
     return alpha * latents + sigma * noise, alpha * noise - sigma * latents
 
 

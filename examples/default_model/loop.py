@@ -121,7 +121,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = optimizer or muon(plan)
     state = {
-        "params": params,
+        "params": jax.tree.map(jnp.copy, params),  # an update takes the place of what it is given
         "average": jax.tree.map(jnp.copy, params),
         "optimizer": optimizer.init(params),
         "step": jnp.int32(0),

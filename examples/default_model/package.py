@@ -51,9 +51,9 @@ def write(
         (folder / name).mkdir(parents=True, exist_ok=True)
         written = save_safetensors(folder / name / file, export(stored[name], model, config, format=layout))
         written.chmod(0o644)
-        _json(folder / name / "config.json", facts)
-    _json(folder / "scheduler" / "scheduler_config.json", _scheduler())
-    _json(folder / "model_index.json", MODEL_INDEX)
+        write_json(folder / name / "config.json", facts)
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler())
+    write_json(folder / "model_index.json", MODEL_INDEX)
     (folder / "tokenizer").mkdir(exist_ok=True)
     for file in ("spiece.model", "tokenizer_config.json"):
         (folder / "tokenizer" / file).write_bytes((run / "tokenizer" / file).read_bytes())
@@ -172,6 +172,7 @@ def _scheduler() -> dict[str, Any]:
     }
 
 
-def _json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
+    """Write an indented JSON file, and its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=2) + "\n")

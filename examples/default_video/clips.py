@@ -140,8 +140,9 @@ class Films:
 
 
 def make(icons: list[Icon], encode, file: Path, *, variants: int, seed: int = 0) -> Films:
-    """Film every subject, `variants` times a motion, and encode the frames; kept in `file`, subject by subject.
+    """Film every subject, `variants` times a motion, and encode the frames.
 
+    file: what files of latents begin with; one a subject, and what is there already is read.
     encode: float32 [FRAMES, SIDE, SIDE, 3] to latents [FRAMES, 16, 16, 4].
     """
     from rich.progress import track as progress

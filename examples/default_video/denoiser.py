@@ -61,7 +61,7 @@ def caption_table(words: list[str]) -> list[str]:
 
 def fit(
     net: Net, films: Films, words: list[str], text: Text, decoder: Net, prompts: list[str], plan: Plan,
-    folder: Path, *, dtype: Any = jnp.float32, watch_every: float = 480.0,
+    folder: Path, *, dtype: Any = jnp.float32, watch_every: float = 420.0,
 ) -> Net:  # fmt: skip
     """Train on the films of the subjects `words`; gives the averaged weights.
 
@@ -84,8 +84,10 @@ def fit(
     signal = jnp.asarray(SAMPLER.alphas_cumprod(), jnp.float32)
     times = jnp.asarray(image.training_times(shift=SHIFT))
 
-    def loss(params: Arrays, data: Arrays, key: jax.Array) -> tuple[jax.Array, Arrays]:
-        keys, count = jax.random.split(key, 5), plan.batch
+    def loss(
+        params: Arrays, data: Arrays, key: jax.Array, count: int = plan.batch
+    ) -> tuple[jax.Array, Arrays]:
+        keys = jax.random.split(key, 5)
         subject, motion = data["pairs"][jax.random.randint(keys[0], (count,), 0, len(data["pairs"]))].T
         variant = jax.random.randint(keys[1], (count,), 0, films.latents.shape[2])
         clean = data["latents"][subject, film[motion], variant].astype(jnp.float32)
@@ -105,8 +107,10 @@ def fit(
     def watch(params: Arrays, step: int) -> dict[str, float]:
         videos = draw(filled(net, params), decoder, text, prompts, steps=12)
         sheet(videos.reshape(-1, *videos.shape[2:]), folder / f"step-{step}.png", columns=FRAMES)
-        return {}
+        return {"loss": round(float(measure(params, data)), 5)}
 
+    # Always the same draw, for a curve with less noise than the losses of steps.
+    measure = jax.jit(lambda params, data: loss(params, data, jax.random.key(7), 32)[0])
     arrays = train(plan, values(net), loss, data, folder, watch=watch, watch_every=watch_every)
     return filled(net, arrays)
 

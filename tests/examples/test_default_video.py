@@ -1,0 +1,150 @@
+"""The training of the packaged video model: its clips and captions, its start, and that it can be resumed."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+pytest.importorskip("optax", reason="needs the extra train")
+
+from default_model import loop
+from default_model.data import Icon
+from default_model.text import Tokenizer
+from default_video import clips, denoiser, motion, package
+
+from converters import convert
+from viditq_jax.models import stdit
+from viditq_jax.net import Net, initialize
+
+ASSETS = Path(__file__).parents[2] / "viditq_jax/assets"
+# No symmetry, so that a turn can be seen; two colours, so that no background hides both.
+DRAWING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" {box}><path fill="#d63031" d="M24 8h80v112H24z"/>'
+    '<path fill="#141418" d="M24 8h80v40H24z"/><path fill="#f39c92" d="M24 90h30v30H24z"/></svg>'
+)
+ICON = Icon("red-thing", "noto", "Objects", DRAWING, 128, False, 1.0)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Net]:
+    return {name: load() for name, load in convert(ASSETS / "default", dtype=jnp.float32).nets.items()}
+
+
+@pytest.fixture(scope="module")
+def text(pictures: dict[str, Net]) -> denoiser.Text:
+    return denoiser.Text(pictures["text_encoder"], Tokenizer(ASSETS / "default/tokenizer"))
+
+
+@pytest.mark.parametrize("name", clips.MOTIONS)
+def test_a_clip_moves_as_its_caption_says(name):
+    pytest.importorskip("resvg_py", reason="needs the extra train")
+    random = np.random.default_rng(3)
+    for colour in ("white", "blue"):
+        clip = clips.clip(ICON, name, colour, random)
+        assert clip.shape == (clips.FRAMES, 64, 64, 3)
+        assert motion.read(clip).motion == name
+        backwards = {**clips.FILMED, **{back: name for name, back in clips.FILMED.items()}}.get(name)
+        if backwards:
+            assert motion.read(clip[::-1]).motion == backwards
+
+
+def test_a_still_clip_and_an_empty_one_show_no_motion():
+    still = np.ones((clips.FRAMES, 64, 64, 3), np.float32)
+    assert motion.read(still).motion == "none"
+    still[:, 20:40, 25:50] = -1
+    assert motion.read(still).motion == "none"
+
+
+def test_a_caption_names_subject_motion_and_any_colour_but_white():
+    assert clips.caption("red apple", "growing", "white") == "red apple growing"
+    assert clips.caption("pizza", "moving left", "yellow") == "pizza moving left on a yellow background"
+    table = denoiser.caption_table(["a", "b"])
+    assert len(table) == len(set(table)) == 2 * len(clips.MOTIONS) * len(clips.BACKGROUNDS)
+
+
+def test_an_unknown_motion_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"no motion 'dancing'.*spinning"):
+        clips.track("dancing", np.random.default_rng(0))
+
+
+def test_two_pairs_of_each_motion_are_held_out_and_asked_for():
+    words = [f"thing {i}" for i in range(len(clips.SUBJECTS))]
+    hidden = clips.held_out(len(words))
+    assert (hidden.sum(axis=0) == 2).all()
+    assert hidden.sum(axis=1).max() == 1
+    asked = package.questions(words)
+    pairs = {(each.subject, each.motion): each.shown for each in asked}
+    assert len(pairs) == len(asked) == 64
+    for (subject, name), shown in pairs.items():
+        assert shown != hidden[words.index(subject), clips.MOTIONS.index(name)]
+
+
+def test_films_are_made_once_and_encode_what_they_show(tmp_path):
+    pytest.importorskip("resvg_py", reason="needs the extra train")
+
+    def mean(pixels):
+        return pixels.reshape(clips.FRAMES, 16, 4, 16, 4, 3).mean(axis=(2, 4))
+
+    def refuse(pixels):
+        raise AssertionError("made twice")
+
+    films = clips.make([ICON], mean, tmp_path / "film", variants=2)
+    again = clips.make([ICON], refuse, tmp_path / "film", variants=2)
+    np.testing.assert_array_equal(films.latents, again.latents)
+    np.testing.assert_array_equal(films.colours, again.colours)
+    assert films.latents.shape == (1, len(clips.FILMED), 2, clips.FRAMES, 16, 16, 3)
+    for i, j in np.ndindex(films.colours.shape[1:]):
+        background = clips.COLOURS[clips.BACKGROUNDS[films.colours[0, i, j]]]
+        corner = films.latents[0, i, j, :, 0, 0]  # no track covers the upper left corner with a middle frame
+        # Half-precision floats in [-1, 1] are exact to 2^-11.
+        np.testing.assert_allclose(corner[clips.FRAMES // 2], np.array(background) / 127.5 - 1, atol=2**-11)
+
+
+def test_training_starts_from_the_image_model_frame_by_frame(pictures, text):
+    """Attention across frames gives zero, so each frame is what the image model makes of it."""
+    net, still = denoiser.start(pictures["denoiser"]), pictures["denoiser"]
+    random = np.random.default_rng(0)
+    x, t = jnp.asarray(random.normal(size=(2, 16, 16, 4)), jnp.float32), jnp.array([400.0] * 2)
+    features, mask = text(["red apple moving left"] * 2, batch=2)
+
+    @jax.jit
+    def velocity(net, x, t, features, mask):
+        return net(x, t, net.call("encode_prompt", features, mask))
+
+    video = velocity(net, x[None], t[:1], features[:1], mask[:1])[0]
+    frames = velocity(still, x, t, features, mask)
+    # The same sums in another order: some units in the last place of outputs below 5, block by block.
+    np.testing.assert_allclose(video, frames, atol=2e-4)
+
+
+def test_training_goes_on_at_the_step_where_it_was_stopped(pictures, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(denoiser, "draw", lambda *args, **_: np.ones((1, clips.FRAMES, 8, 8, 3)))
+    config = stdit.Config(
+        frames=clips.FRAMES, input_size=4, text_length=24, depth=1, width=16, heads=2, out_channels=4,
+        caption_channels=denoiser.CONFIG.caption_channels, with_null_caption=False,
+    )  # fmt: skip
+    net = initialize(stdit.build, config)
+    random = np.random.default_rng(0)
+    count = 2 * len(clips.MOTIONS)  # so that each motion has a pair to hold out
+    films = clips.Films(
+        random.normal(size=(count, len(clips.FILMED), 1, clips.FRAMES, 4, 4, 4)).astype(np.float16),
+        np.zeros((count, len(clips.FILMED), 1), int),
+    )
+
+    def run(steps: int) -> Net:
+        plan = loop.Plan("toy", 0.0, 2, 1e-3, steps=steps)
+        words = [f"thing {i}" for i in range(count)]
+        return denoiser.fit(net, films, words, text, pictures["decoder"], ["a"], plan, tmp_path)
+
+    run(1)
+    trained = run(2)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    moved = [jnp.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (net, trained)), strict=True)]
+    assert max(moved) > 0
