@@ -89,7 +89,7 @@ def convert(
     if (folder := Path(source)).joinpath(INDEX).is_file():
         index = read_json(folder / INDEX)
         given = {name: _else_folder(value, _place(folder, index, name)) for name, value in given.items()}
-        source = folder / "transformer"
+        source = _place(folder, index, "transformer")
 
     denoiser = _denoiser(open_source(source, wrapper=overrides.pop("weights", None)), overrides, model, index)
     parts, files = {"denoiser": denoiser}, {}
