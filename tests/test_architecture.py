@@ -59,7 +59,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "viditq_jax.video": (),
     "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline", "viditq_jax.video"),
-    "viditq_jax.report": (),
+    "viditq_jax.report": ("viditq_jax.video",),
     "viditq_jax.cli": EVERYTHING,
     "viditq_jax.assets": (),
     "viditq_jax": EVERYTHING,

@@ -1,4 +1,4 @@
-"""Many recipes on one model, and on the same model with planted outliers: pictures, figures, a run folder.
+"""Many recipes on one model, and on the same model with planted outliers: samples, figures, a run folder.
 
     metrics.json                  all records, as `viditq report` reads them; rewritten after each variant
     pictures/MODEL/RECIPE         what `generate` wrote
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from viditq_jax.calibrate import calibrate
 from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.drift import Drift, layer_noise, times, trajectory
-from viditq_jax.evaluate import evaluate
+from viditq_jax.evaluate import TEMPORAL, evaluate
 from viditq_jax.generate import generate
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions, quantize_pipeline
@@ -40,7 +40,7 @@ _PER_ROW = (
     "latent_rel_l2",
     "weight_bytes",
     "weight_bytes_vs_bfloat16",
-    "seconds_per_image",
+    "seconds_per_image",  # or video
 )
 
 # (what is done, how many items) -> a context that gives a function to call with the number just finished
@@ -135,17 +135,22 @@ def result_rows(records: Mapping[str, Any]) -> list[dict[str, Any]]:
     shared = {name: records[name] for name in ("prompts", "seed", "steps")}
     rows = []
     for model, floor in records["noise_floor"].items():
-        figures = {name: floor.get(name) for name in _PER_ROW if name in floor}
+        figures = {name: value for name, value in floor.items() if _is_figure(name)}
         row = {"model": model, "recipe": "bfloat16 against float32", **figures, **shared}
         rows.append({**row, **{name: records[name] for name in ("device", "date", "versions")}})
     for record in records["variants"].values():
         row = {
             "model": record["model"],
             "recipe": record["label"],
-            **{name: record[name] for name in _PER_ROW},
+            **{name: value for name, value in record.items() if _is_figure(name)},
         }
         rows.append({**row, **shared, **{name: record[name] for name in ("device", "date", "versions")}})
     return rows
+
+
+def _is_figure(name: str) -> bool:
+    """Whether a field of a record is of its row: of videos also the temporal measures, with their units."""
+    return name in _PER_ROW or name.startswith(TEMPORAL)
 
 
 @dataclasses.dataclass
@@ -185,7 +190,8 @@ class _Bench:
             "latent_rel_l2": floor.final,
             "drift": floor.to_json(),
         }
-        return {**record, "psnr_db": None, "ssim": None, "latent_rel_l2": 0.0}
+        own = self._quality(REFERENCE)  # of videos also how they move, which has no reference
+        return {**record, **own, "psnr_db": None, "ssim": None, "latent_rel_l2": 0.0}
 
     def measure(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """The record of one recipe."""
@@ -229,6 +235,7 @@ class _Bench:
             "bfloat16_weight_bytes": dense,
             "weight_bytes_vs_bfloat16": round(stored / dense, 4),
             "seconds_per_image": round(seconds, 4),
+            "fps": pipeline.fps,
             "recipe": recipe.to_json() if recipe else None,
             "device": jax.devices()[0].device_kind,
             "date": datetime.now(UTC).date().isoformat(),
@@ -242,7 +249,7 @@ class _Bench:
             generate(pipeline, self.conditions, folder, seed=self.seed, batch=self.batch, advance=advance)
 
     def _quality(self, name: str) -> dict[str, float | None]:
-        """PSNR and SSIM against the float pictures; None for the infinite PSNR of equal ones."""
+        """The measures against the float samples; None for the infinite PSNR of equal ones."""
         folder = self.out / "pictures" / self.model
         values = evaluate(folder / name, reference=folder / REFERENCE)
         return {key: value if math.isfinite(value) else None for key, value in values.items()}

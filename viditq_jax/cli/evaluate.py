@@ -7,6 +7,7 @@ viditq evaluate --recipes all --out runs/recipes, then viditq report runs/recipe
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,22 +92,31 @@ def _recipes(options: Options) -> Any:
         options.record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.json:
         return rows
-    head = f"{'model':<9} {'recipe':<26} {'PSNR':>7} {'SSIM':>7} {'latents':>8} {'weights':>8} {'s/image':>8}"
-    lines = [head, *map(_line, rows)]
+    figures = (*_FIGURES, *(_TEMPORAL if pipeline.frames else ()))
+    head = " ".join(f"{title:>8}" for _, title, _ in figures)
+    lines = [f"{'model':<13} {'recipe':<26} {head}", *(_line(row, figures) for row in rows)]
     lines += [f"skipped {name}: {reason}" for name, reason in records["skipped"].items()]
     return "\n".join([*lines, f"viditq report {options.out}  draws them"])
 
 
-def _line(row: dict[str, Any]) -> str:
-    figures = (
-        ("psnr_db", "7.2f"),
-        ("ssim", "7.4f"),
-        ("latent_rel_l2", "8.4f"),
-        ("weight_bytes_vs_bfloat16", "8.3f"),
-        ("seconds_per_image", "8.3f"),
-    )
+_FIGURES = (  # field, title, digits
+    ("psnr_db", "PSNR", 2),
+    ("ssim", "SSIM", 4),
+    ("latent_rel_l2", "latents", 4),
+    ("weight_bytes_vs_bfloat16", "weights", 3),
+    ("seconds_per_image", "s/sample", 3),
+)
+_TEMPORAL = (
+    ("frame_consistency", "alike", 4),
+    ("flicker_levels", "flicker", 3),
+    ("warping_error_levels", "warping", 3),
+    ("motion_error_px", "motion", 3),
+)
+
+
+def _line(row: dict[str, Any], figures: Sequence[tuple[str, str, int]]) -> str:
     cells = [
-        f"{row[name]:{form}}" if row.get(name) is not None else f"{'-':>{form.split('.')[0]}}"
-        for name, form in figures
+        f"{row[name]:8.{digits}f}" if row.get(name) is not None else f"{'-':>8}"
+        for name, _, digits in figures
     ]
-    return f"{row['model']:<9} {row['recipe']:<26} {' '.join(cells)}"
+    return f"{row['model']:<13} {row['recipe']:<26} {' '.join(cells)}"

@@ -1,4 +1,4 @@
-"""Records and pictures of a run as pictures and one HTML page. It reads files and imports nothing of ours.
+"""Records and samples of a run as pictures and one HTML page. It reads files and knows no model.
 
 What a run folder holds is in `report/run.py`.
 """
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, svg_uri
 from viditq_jax.report.run import Run, read_run
 from viditq_jax.report.thresholds import BelowThresholdError, check_thresholds, parse_thresholds
+from viditq_jax.video import animation, contact_sheet
 
 __all__ = [
     "BelowThresholdError",
@@ -23,21 +24,23 @@ __all__ = [
     "html",
     "parse_thresholds",
     "read_run",
+    "strips",
     "write_report",
 ]
 
 _LABEL_HEIGHT = 18
 _GAP = 4
+_STRIPS = 4  # conditions whose videos are also shown frame by frame
 
 
 def grid(run: Run, *, scale: int = 1) -> Image.Image:
     """One picture: a column a variant, a row a condition, the models of a run one below the other.
 
+    Of videos the frames in their middle; `strips` shows all.
     scale: whole-number enlargement of small pictures.
     """
     font = ImageFont.load_default(13)
-    first = next(iter(run.pictures.values()))
-    height, width = (side * scale for side in first[0].shape[:2])
+    height, width = (side * scale for side in run.still(next(iter(run.pictures)), 0).shape[:2])
     left = 8 + int(max(font.getlength(text) for text in (*run.conditions, *run.models)))
     labels = [label for variants in run.models.values() for label in variants]
     cell = max(width, *(int(font.getlength(label)) + 4 for label in labels)) + _GAP
@@ -51,13 +54,24 @@ def grid(run: Run, *, scale: int = 1) -> Image.Image:
         for column, (label, variant) in enumerate(variants.items()):
             x = left + column * cell
             draw.text((x, top + 1), label, fill="black", font=font)
-            for row, picture in enumerate(run.pictures[variant]):
-                tile = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+            for row in range(len(run.conditions)):
+                picture = Image.fromarray(run.still(variant, row))
+                tile = picture.resize((width, height), Image.Resampling.NEAREST)
                 canvas.paste(tile, (x, top + _LABEL_HEIGHT + row * (height + _GAP)))
         for row, text in enumerate(run.conditions):
             y = top + _LABEL_HEIGHT + row * (height + _GAP) + height // 2 - 8
             draw.text((4, y), text, fill="black", font=font)
     return canvas
+
+
+def strips(run: Run, i: int) -> Image.Image:
+    """All variants of the video of condition i: a row a variant, a column a frame."""
+    names = {
+        f"{label}, {model}" if model else label: name
+        for model, variants in run.models.items()
+        for label, name in variants.items()
+    }
+    return contact_sheet([run.pictures[name][i] for name in names.values()], list(names))
 
 
 def html(run: Run) -> str:
@@ -71,11 +85,13 @@ def html(run: Run) -> str:
     rows = [
         {
             "condition": f"{text}, {model}" if model else text,
-            "cells": {label: _data_uri(run.pictures[name][i]) for label, name in variants.items()},
+            "cells": {label: _data_uri(run.pictures[name][i], run.fps) for label, name in variants.items()},
         }
         for i, text in enumerate(run.conditions)
         for model, variants in run.models.items()
     ]
+    shown = range(min(len(run.conditions), _STRIPS)) if run.fps else ()
+    sheets = {run.conditions[i]: _png_uri(strips(run, i)) for i in shown}
     recipes = {
         record.get("label", name): record["recipe"]
         for name, record in run.records["variants"].items()
@@ -85,7 +101,7 @@ def html(run: Run) -> str:
     charts = {name: svg_uri(figure) if figure else None for name, figure in figures.items()}
     try:
         return environment.get_template("report.html").render(
-            run=run, records=run.records, rows=rows, recipes=recipes, charts=charts
+            run=run, records=run.records, rows=rows, recipes=recipes, charts=charts, sheets=sheets
         )
     except jinja2.UndefinedError as error:
         raise ValueError(f"metrics.json lacks what the page shows: {error}; make the run again.") from error
@@ -94,19 +110,29 @@ def html(run: Run) -> str:
 def write_report(folder: str | Path) -> tuple[Path, Path]:
     """Write `grid.png`, `recipes.png` and `report.html` into a run folder; the paths of the first and last.
 
+    Of videos also `strips.png`, the frames of the first condition as each variant paints them.
     recipes.png stands alone: the quality of every variant as bars, and the first condition as each paints it.
     """
     folder = Path(folder)
     run = read_run(folder)
     page = html(run)
-    side = next(iter(run.pictures.values()))[0].shape[1]
+    side = run.still(next(iter(run.pictures)), 0).shape[1]
+    if run.fps:
+        strips(run, 0).save(folder / "strips.png")
     grid(run, scale=max(1, 128 // side)).save(folder / "grid.png")
     recipes_chart(run).savefig(folder / "recipes.png", dpi=130, metadata={"Software": None})
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder / "grid.png", folder / "report.html"
 
 
-def _data_uri(picture: np.ndarray) -> str:
+def _data_uri(sample: np.ndarray, fps: float | None) -> str:
+    """A picture, or a video that plays again and again, without loss."""
+    if fps is None:
+        return _png_uri(Image.fromarray(sample))
+    return "data:image/webp;base64," + base64.b64encode(animation(sample, fps=fps)).decode()
+
+
+def _png_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

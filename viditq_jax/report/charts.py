@@ -141,7 +141,7 @@ def recipes_chart(run: Run, *, prompts: int = 1) -> Figure:
                 axis.spines[:].set_visible(False)
             for axis, label in zip(line, band, strict=False):
                 if label in run.models[model]:
-                    axis.imshow(run.pictures[run.models[model][label]][i], interpolation="nearest")
+                    axis.imshow(run.still(run.models[model][label], i), interpolation="nearest")
                 if label not in titled:
                     axis.set_title("-\n".join(label.rsplit("-", 1)), fontsize=7)
                     titled.add(label)

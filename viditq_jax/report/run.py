@@ -7,7 +7,8 @@
 
 A variant may also say its "model" and "label" (a run with the same recipes on several models),
 "latent_rel_l2", "artifact_bytes", "drift" {"t", "relative_l2", "cosine"}, each a list over the steps, and
-"layers" {path: {"sqnr_db", "incoherence"}}. What is absent is not drawn.
+"layers" {path: {"sqnr_db", "incoherence"}}; of videos "fps" and temporal measures. What is absent is not
+drawn.
 """
 
 import dataclasses
@@ -18,14 +19,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from viditq_jax.video import frames_of_strip
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a report shows: the records, and each variant's pictures in the order of the conditions."""
+    """What a report shows: the records, and each variant's samples in the order of the conditions.
+
+    pictures: [h, w, 3] each; of videos [t, h, w, 3].
+    """
 
     records: dict[str, Any]
     conditions: list[str]
     pictures: dict[str, list[np.ndarray]]
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of videos; None of pictures."""
+        return next(iter(self.records["variants"].values())).get("fps")
+
+    def still(self, variant: str, i: int) -> np.ndarray:
+        """A picture, [h, w, 3]: of a video the frame in its middle."""
+        sample = self.pictures[variant][i]
+        return sample[len(sample) // 2] if sample.ndim == 4 else sample
 
     @property
     def models(self) -> dict[str, dict[str, str]]:
@@ -78,10 +94,14 @@ def _read(folder: Path) -> Run:
         lines = manifest.read_text(encoding="utf-8").splitlines()
         entries = sorted(map(json.loads, lines), key=lambda entry: entry["index"])
         conditions = [str(entry["condition"]) for entry in entries]
-        pictures[variant] = [
-            np.asarray(Image.open(manifest.parent / entry["file"]).convert("RGB")) for entry in entries
-        ]
+        pictures[variant] = [_sample(manifest.parent, entry) for entry in entries]
     counts = {variant: len(each) for variant, each in pictures.items()}
     if not conditions or set(counts.values()) != {len(conditions)}:
         raise ValueError(f"{folder}: variants need the same pictures, found {counts or 'no variant'}.")
     return Run(records, conditions, pictures)
+
+
+def _sample(folder: Path, entry: dict[str, Any]) -> np.ndarray:
+    """The picture of an entry, or its frames, which the file holds side by side."""
+    picture = np.asarray(Image.open(folder / entry["file"]).convert("RGB"))
+    return frames_of_strip(picture, entry["frames"]) if "frames" in entry else picture

@@ -189,3 +189,40 @@ def test_a_run_without_drift_and_layers_is_drawn_without_their_charts(run: Path)
 def test_equal_runs_give_equal_pages(two_models: Path) -> None:
     chart = svg_uri(drift_chart(read_run(two_models)))
     assert svg_uri(drift_chart(read_run(two_models))) == chart
+
+
+@pytest.fixture
+def videos(run: Path) -> Path:
+    """The run with videos of 3 frames in the place of its pictures."""
+    records = json.loads((run / "metrics.json").read_text())
+    for variant, record in records["variants"].items():
+        temporal = ("frame_consistency", "flicker_levels", "warping_error_levels", "motion_error_px")
+        record |= {"fps": 8.0, **dict.fromkeys(temporal, 0.125)}
+        lines = (run / variant / "manifest.jsonl").read_text().splitlines()
+        entries = [{**json.loads(line), "frames": 3} for line in lines]
+        (run / variant / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+        for entry in entries:
+            strip = RNG.integers(0, 256, (8, 24, 3), np.uint8)
+            Image.fromarray(strip).save(run / variant / entry["file"])
+    (run / "metrics.json").write_text(json.dumps(records))
+    return run
+
+
+def test_videos_play_side_by_side_without_loss_and_lie_frame_by_frame(videos: Path) -> None:
+    page = write_report(videos)[1].read_text()
+    shown = [base64.b64decode(data) for data in re.findall(r'src="data:image/webp;base64,([^"]+)"', page)]
+    samples = read_run(videos).pictures
+    expected = [samples[variant][i] for i in range(3) for variant in VARIANTS]
+    assert len(shown) == len(expected)
+    for data, video in zip(shown, expected, strict=True):
+        animated = Image.open(io.BytesIO(data))
+        for i, frame in enumerate(video):
+            animated.seek(i)
+            np.testing.assert_array_equal(np.asarray(animated.convert("RGB")), frame)
+    strips = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(strips[0]))))
+    assert sheet.shape == (2 * (18 + 128), 3 * 128, 3)
+    np.testing.assert_array_equal(sheet[18 : 18 + 128 : 16, ::16], np.concatenate([*samples["float"][0]], 1))
+    assert "flicker, levels" in page
+    assert "0.125" in page
+    assert (videos / "strips.png").is_file()
