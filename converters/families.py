@@ -11,6 +11,8 @@ and a denoiser also
     PIPELINES   diffusers pipeline classes -> fields of the Config that the class implies
     defaults(config, format) -> dict                  sampler, guidance, conditions, frames a second
     latent_scale(config) -> float                           scaling factor of its autoencoder if no file tells
+and where some models need an autoencoder that we have not
+    without_decoder(config) -> str                          why there can be no decoder, or nothing
 """
 
 import difflib

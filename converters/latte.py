@@ -71,16 +71,20 @@ def read_config(
 
 
 def defaults(config: Config, format: str) -> dict[str, Any]:
-    """How the authors sample: ancestral, 250 steps, all channels guided where there are labels."""
+    """How the authors sample: ancestral, 250 steps, all channels guided where there are labels.
+
+    ViDiT-Q is measured with 20 steps of DDIM.
+    """
     guidance = {"channels": None, "null": "table", "mask": "own", "order": "cond_first"}
     label = {"kind": "label", "classes": config.classes, "id2label": None}
+    ancestral = {"spacing": "K", "variance": "learned_range"}
     return {
-        "sampler": {
-            "name": "iddpm",
-            "options": {"spacing": "K", "variance": "learned_range"},
-            "steps": 250,
-        },
+        "sampler": {"name": "iddpm", "options": ancestral, "steps": 250},
         "guidance": {"scale": 7.0 if config.classes else 1.0, **guidance},
+        "samplings": {
+            "iddpm": {"options": ancestral, "steps": 250},
+            "ddim": {"options": {"spacing": "K"}, "steps": 20},
+        },
         "conditions": label if config.classes else {"kind": "none"},
         "fps": 8,
     }

@@ -181,8 +181,11 @@ def _named(name: str, model: str) -> Any:
 
 
 def _decoder(path: Path, denoiser: Part) -> Part:
+    family = families.find(denoiser.model)
+    if reason := family.without_decoder(denoiser.config) if hasattr(family, "without_decoder") else "":
+        raise ConversionError(f"{denoiser.file}: {reason}.")
     source = open_source(path)
-    scale = families.find(denoiser.model).latent_scale(denoiser.config)
+    scale = family.latent_scale(denoiser.config)
     decoder = _plan(source, "decoder", {} if source.config else {"scaling_factor": scale})
     if decoder.config.latent_channels != denoiser.config.in_channels:
         raise ConversionError(

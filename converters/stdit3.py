@@ -91,5 +91,17 @@ def defaults(config: Config, format: str) -> dict[str, Any]:
 
 
 def latent_scale(config: Config) -> float:
-    """The scaling factor of the spatial autoencoder, SDXL's; a temporal one comes before the denoiser."""
+    """The scaling factor of the spatial autoencoder, SDXL's."""
     return 0.13025
+
+
+def without_decoder(config: Config) -> str:
+    """Why the published models cannot have a decoder of single frames, or nothing for other models."""
+    shape = {"width": config.width, "heads": config.heads, "depth": config.depth}
+    for name, known in CONFIGS.items():
+        if shape == {"width": known.width, "heads": known.heads, "depth": known.depth}:
+            return (
+                f"{name} makes latents of Open-Sora's temporal autoencoder, which is not here; leave the vae"
+                " out, and decode what `Pipeline.latents` gives elsewhere"
+            )
+    return ""

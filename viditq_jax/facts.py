@@ -81,6 +81,7 @@ def sampler(facts: Facts, size: Size | None, frames: int | None) -> Any:
 def other_sampler(facts: Facts, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The facts with another sampler, on the same noise schedule and for the same kind of prediction.
 
+    What "samplings" tells of it, as the authors of the model use it, comes with it: options, steps, guidance.
     Raises ValueError for a sampler of another family, which cannot do what the model was trained for.
     """
     entry = facts["sampler"]
@@ -96,4 +97,11 @@ def other_sampler(facts: Facts, name: str, options: Mapping[str, Any]) -> dict[s
         )
     if name == entry["name"]:
         shared = dict(entry.get("options", {}))
-    return {**facts, "sampler": {**entry, "name": name, "options": {**shared, **options}}}
+    told = facts.get("samplings", {}).get(name, {})
+    changed = {
+        **entry,
+        "name": name,
+        "steps": told.get("steps", entry["steps"]),
+        "options": {**shared, **told.get("options", {}), **options},
+    }
+    return {**facts, "sampler": changed, "guidance": {**facts["guidance"], **told.get("guidance", {})}}

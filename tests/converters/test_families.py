@@ -367,3 +367,11 @@ def test_diffusers_has_no_place_for_compressed_keys() -> None:
         export(random_net("pixart", COMPRESSED), "pixart", COMPRESSED, "diffusers")
     left = export(random_net("pixart", PIXART), "pixart", PIXART, "diffusers")
     assert not [name for name in left if "y_embedding" in name]
+
+
+def test_published_stdit3_models_get_no_decoder_of_single_frames() -> None:
+    """Their latents are of a temporal autoencoder; other shapes may have been trained otherwise."""
+    module = families.find("stdit3")
+    for config in stdit3.CONFIGS.values():
+        assert "temporal autoencoder, which is not here" in module.without_decoder(config)
+    assert not module.without_decoder(dataclasses.replace(stdit3.CONFIGS["stdit3-xl-2"], depth=2))
