@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from viditq_jax.models import dit
+from viditq_jax.models import dit, stdit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -94,3 +94,21 @@ def test_two_blocks_of_a_published_shape_go_the_way_of_the_full_sizes(
     assert records["quantize"]["layers"] == 2 * 4
     assert records["quantize"]["ratio"] == pytest.approx(0.5, abs=0.01)
     assert records["step"]["finite"]
+
+
+def test_a_block_of_a_video_model_goes_the_way_of_the_full_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, name = load("04_full_size_video.py"), "stdit-xl-2-16x256x256"
+    config = stdit.Config(
+        frames=3, input_size=8, text_length=5, depth=1, width=128, heads=2, caption_channels=32
+    )
+    monkeypatch.setitem(stdit.CONFIGS, name, config)
+    stages = [
+        each for each in script["STAGES"] if not each.endswith("w8a8")
+    ]  # two recipes cost twice as much
+    records = {each: script["stage"](each, name, tmp_path) for each in stages}
+    assert records["quantize:w4a8"]["layers"] == 9
+    assert records["quantize:w4a8"]["ratio"] <= 0.31  # scales of rows this short weigh more
+    assert records["step:w4a8"]["latents"] == [1, 3, 8, 8, 4]
+    assert records["step:w4a8"]["finite"]

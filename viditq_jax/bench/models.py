@@ -96,7 +96,7 @@ def quantized(net: Net, recipe: Recipe) -> Net:
     """The net under the recipe, with made-up statistics and every weight rounded to nearest."""
     rules = tuple(dataclasses.replace(rule, rounding="nearest") for rule in recipe.rules)
     recipe = dataclasses.replace(recipe, rules=rules, tuning="", correction="")
-    stats = _made_up_stats(net, recipe)
+    stats = made_up_stats(net, recipe)
     return jax.jit(lambda net, stats: quantize(net, recipe, stats))(net, stats)
 
 
@@ -159,7 +159,7 @@ def _random(net: Net, dtype: Any) -> Net:
     return net.map_variables(draw)
 
 
-def _made_up_stats(net: Net, recipe: Recipe) -> Stats:
+def made_up_stats(net: Net, recipe: Recipe) -> Stats:
     """Of inputs that fill -1 to 1 evenly, in every range."""
     weights, ranges = net.weights(), recipe.range_count
     rules: Mapping[str, Any] = recipe.resolve(weights)
