@@ -28,7 +28,7 @@ from viditq_jax.drift import Drift, layer_noise, times, trajectory
 from viditq_jax.evaluate import TEMPORAL, evaluate
 from viditq_jax.generate import generate
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import default_conditions, quantize_pipeline
+from viditq_jax.post_training import calibration_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import Recipe, RecipeError, load_recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.stress import stress
@@ -80,7 +80,7 @@ def compare_recipes(
     pipeline: in floating point. recipes: packaged names or files. title: names the model in records; the one
         with planted outliers is "stressed".
     skip_misfits: note recipes that do not fit this model under "skipped", instead of raising RecipeError.
-    seed: of the pictures. Calibration takes the default conditions and the noise of seed + 1.
+    seed: of the pictures. Calibration takes its default conditions and the noise of seed + 1.
     batch: samples a compiled call; the noise of layers is measured on the first batch alone.
     resume: False makes the asked variants anew.
     Raises ValueError if the pipeline is quantized, or if `out` holds pictures of other settings.
@@ -271,7 +271,7 @@ class _Bench:
         rules = recipe.resolve(self.pipeline.denoiser.weights())
         key = recipe.ranges, frozenset(path for path, rule in rules.items() if rule.needs_gram)
         if key not in self._stats:
-            samples = default_conditions(self.pipeline)
+            samples = calibration_conditions(self.pipeline)
             with self.progress(f"{self.model}, {name}: calibrating", len(samples)) as advance:
                 self._stats[key] = calibrate(
                     self.pipeline, samples, recipe, seed=self.seed + 1, batch=self.batch, advance=advance

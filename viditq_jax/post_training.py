@@ -31,6 +31,7 @@ from viditq_jax.sampling.sample import Denoise, follow
 from viditq_jax.speed import warn_if_slower
 
 CLASSES = 16  # that a class-conditional model is calibrated on where none are given
+VIDEOS = 4  # that a video model is; each has the tokens of many pictures
 
 
 def quantize_pipeline(
@@ -45,7 +46,7 @@ def quantize_pipeline(
 ) -> Pipeline:
     """The pipeline with its denoiser quantized, after whatever calibration the recipe needs.
 
-    conditions: prompts or classes to calibrate on; `default_conditions` where not given. stats: from
+    conditions: prompts or classes to calibrate on; `calibration_conditions` where not given. stats: from
         `calibrate`, to use instead. batch, advance: as `calibrate` has them.
     Warns, see `speed`, of layers that were measured to be slower than in floats on this device.
     Raises ValueError and RecipeError as `calibrate` and `quantize` do.
@@ -53,7 +54,7 @@ def quantize_pipeline(
     if pipeline.recipe is not None:
         raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
     check_recipe(pipeline.denoiser, recipe)
-    samples = default_conditions(pipeline) if conditions is None else conditions
+    samples = calibration_conditions(pipeline) if conditions is None else conditions
     if recipe.needs_stats and stats is None:
         stats = calibrate(pipeline, samples, recipe, seed=seed, batch=batch, advance=advance)
     small = pipeline.quantized(recipe, stats)
@@ -76,6 +77,12 @@ def default_conditions(pipeline: Pipeline) -> list[str | int]:
         return [*range(CLASSES)]
     classes = int(facts["classes"])
     return [*range(0, classes, max(1, classes // CLASSES))][:CLASSES]
+
+
+def calibration_conditions(pipeline: Pipeline) -> list[str | int]:
+    """The default conditions; for videos a few of them, evenly spread."""
+    found = default_conditions(pipeline)
+    return found if pipeline.frames is None else found[:: max(1, len(found) // VIDEOS)][:VIDEOS]
 
 
 def _tuned(

@@ -17,7 +17,7 @@ from rich.progress import (
 from viditq_jax.calibrate import check_stats_file, load_stats
 from viditq_jax.conditions import read_prompts
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import default_conditions, quantize_pipeline
+from viditq_jax.post_training import calibration_conditions, default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
 
 CONSOLE = Console(stderr=True)
@@ -78,7 +78,7 @@ def quantized(
 ) -> Pipeline:
     """The pipeline under the recipe `name`, calibrated first where the recipe needs it and has no file."""
     recipe = load_recipe(name)
-    samples = calibration_conditions(pipeline, prompts)
+    samples = calibrated_on(pipeline, prompts)
     known, facts = load_stats(stats) if stats else (None, {})
     if stats:
         check_stats_file(facts, pipeline, recipe)
@@ -92,10 +92,10 @@ def quantized(
         return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=known, advance=advance)
 
 
-def calibration_conditions(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:
-    """The prompts of the file, or the default conditions."""
+def calibrated_on(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:
+    """The prompts of the file, or the default ones of a calibration."""
     if prompts is None:
-        return default_conditions(pipeline)
+        return calibration_conditions(pipeline)
     if pipeline.facts["conditions"]["kind"] != "prompt":
         raise ValueError(
             "this model takes class indices, so there are no prompts to calibrate with; leave them out."

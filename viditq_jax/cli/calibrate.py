@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from viditq_jax.calibrate import calibrate
-from viditq_jax.cli._common import bar, calibration_conditions, working
+from viditq_jax.cli._common import bar, calibrated_on, working
 from viditq_jax.load import load_pipeline
 from viditq_jax.quant.recipe import load_recipe
 
@@ -49,7 +49,7 @@ def run(options: Options) -> Any:
         raise ValueError(f"--count is {options.count}; run at least one condition.")
     with working("loading"):
         pipeline = load_pipeline(options.source)
-    samples = calibration_conditions(pipeline, options.prompts)[: options.count]
+    samples = calibrated_on(pipeline, options.prompts)[: options.count]
     out = options.out or Path("runs") / f"{Path(options.recipe).stem}.safetensors"
     started = time.perf_counter()
     with bar("calibrating (the first batch compiles)", len(samples)) as advance:

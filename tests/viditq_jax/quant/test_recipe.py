@@ -22,7 +22,7 @@ SHAPES = {
     }.items()
 }
 BASELINES = ("naive-static", "smoothquant", "quarot", "q-diffusion", "ptqd")
-OURS = ("float", "w8a8", "w8a8-dynamic", "w8a8-fast", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
+OURS = ("float", "w8a8", "w8a8-dynamic", "w8a8-fast", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a8-mp", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
 PACKAGED = sorted([*OURS, *(f"{name}-{bits}" for name in BASELINES for bits in ("w8a8", "w4a8"))])
 
 
@@ -219,3 +219,14 @@ def test_no_recipe_is_packaged_without_this_test():
 
     folder = resources.files("viditq_jax.assets") / "recipes"
     assert sorted(item.name.removesuffix(".json") for item in folder.iterdir()) == PACKAGED
+
+
+def test_the_released_mixed_plan_gives_the_mlp_of_stdit_8_bits():
+    """Of 28 blocks with 9 linears , 13 with queries, keys and values apart."""
+    weights = abstract(stdit.build, stdit.CONFIGS["stdit-xl-2-16x512x512"]).weights()
+    rules = load_recipe("w4a8-mp").resolve(weights)
+    eight = {path for path, rule in rules.items() if rule.weight and rule.weight.bits == 8}
+    four = {path for path, rule in rules.items() if rule.weight and rule.weight.bits == 4}
+    mlp = {f"blocks/{i}/mlp/{fc}" for i in range(28) for fc in ("fc1", "fc2")}
+    assert eight == {*mlp, "blocks/23/attn_temp/qkv", "blocks/23/attn_temp/proj"}
+    assert len(four) == 28 * 9 - len(eight)
