@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import tiny
 from viditq_jax.models import dit, stdit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -45,8 +46,13 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
         if name != "float":
             assert 0 < record["drift"]["relative_l2"][0] < record["latent_rel_l2"] < 0.5
     assert records["noise_floor"]["psnr_db"] > records["variants"]["w8a8"]["psnr_db"]
-    for name in ("grid.png", "report.html"):
+    for name in ("grid.png", "video.webp", "report.html"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
+    videos = records["video"]["variants"]
+    assert videos["w8a8"]["psnr_db"] > videos["w4a8"]["psnr_db"] >= 18
+    for name in ("w8a8", "w4a8"):
+        assert videos[name]["flicker_levels"] > 0
+        assert 0 <= videos[name]["motion_error_px"] < 4
     assert {entry.name for entry in (tmp_path / "demo").iterdir()} == demo["WRITTEN"]  # so it may run again
 
 
@@ -112,3 +118,15 @@ def test_a_block_of_a_video_model_goes_the_way_of_the_full_sizes(
     assert records["quantize:w4a8"]["ratio"] <= 0.31  # scales of rows this short weigh more
     assert records["step:w4a8"]["latents"] == [1, 3, 8, 8, 4]
     assert records["step:w4a8"]["finite"]
+
+
+def test_the_video_example_writes_both_videos_and_a_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model: on the packaged one the command line makes the same."""
+    tiny.video().save(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--recipe", "w8a8-dynamic", "--prompt", "a red apple"]
+    load("05_video.py")["main"]([*flags, "--out", str(tmp_path / "out")])
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"float.mp4", "w8a8-dynamic.mp4", "contact.png"}
+    assert "5 frames" in capsys.readouterr().out

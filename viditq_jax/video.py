@@ -7,7 +7,7 @@ version of the encoder; it lies beside its PNG and can be made again from it.
 
 import io
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,21 @@ def contact_sheet(videos: Sequence[Video], labels: Sequence[str]) -> Image.Image
         sheet.paste(row, (0, top + _LINE))
         top += _LINE + row.height
     return sheet
+
+
+def side_by_side(videos: Mapping[str, Video]) -> UInt8[np.ndarray, "t i j 3"]:
+    """Videos of one size as one, each under its name. Raises ValueError if there is none."""
+    if not videos:
+        raise ValueError("there are no videos to show; give at least one.")
+    font = ImageFont.load_default(13)
+    large = {name: enlarged(video, WATCHABLE // 2) for name, video in videos.items()}
+    width = next(iter(large.values())).shape[2]
+    band = Image.new("RGB", (width * len(large), _LINE), "white")
+    for column, name in enumerate(large):
+        ImageDraw.Draw(band).text((column * width + _LABEL // 2, 1), name, fill="black", font=font)
+    frames = np.concatenate(list(large.values()), axis=2)
+    bands = np.broadcast_to(np.asarray(band), (len(frames), *np.asarray(band).shape))
+    return np.concatenate([bands, frames], axis=1)
 
 
 def _row(video: Video) -> Image.Image:

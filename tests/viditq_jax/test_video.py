@@ -20,6 +20,7 @@ from viditq_jax.video import (
     contact_sheet,
     enlarged,
     frames_of_strip,
+    side_by_side,
     strip,
     write_mp4,
 )
@@ -105,6 +106,16 @@ def test_a_sheet_has_a_row_a_video_and_a_column_a_frame() -> None:
     assert large.size == (16 * 256, 18 + 128)
     with pytest.raises(ValueError, match="2 videos with 1 labels"):
         contact_sheet(videos, ["one"])
+
+
+def test_videos_are_shown_side_by_side_under_their_names() -> None:
+    """Frames of 64 pixels at 128, below a line of text."""
+    one, two = smooth(64, 64), smooth(64, 64)[::-1]
+    both = side_by_side({"float": one, "w8a8": two})
+    assert both.shape == (5, 18 + 128, 256, 3)
+    np.testing.assert_array_equal(both[:, 18::2, :128:2], one)
+    np.testing.assert_array_equal(both[:, 19::2, 129::2], two)
+    assert both[:, :18].min() < 128  # letters
 
 
 @pytest.fixture(scope="module")

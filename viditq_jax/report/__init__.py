@@ -30,6 +30,12 @@ __all__ = [
 
 _LABEL_HEIGHT = 18
 _GAP = 4
+_TEMPORAL = {  # fields of records, and how tables call them
+    "frame_consistency": "frames alike",
+    "flicker_levels": "flicker, levels",
+    "warping_error_levels": "warping error, levels",
+    "motion_error_px": "motion error, pixels",
+}
 _STRIPS = 4  # conditions whose videos are also shown frame by frame
 
 
@@ -92,6 +98,8 @@ def html(run: Run) -> str:
     ]
     shown = range(min(len(run.conditions), _STRIPS)) if run.fps else ()
     sheets = {run.conditions[i]: _png_uri(strips(run, i)) for i in shown}
+    beside = run.records.get("video", {})
+    films = {label: _data_uri(sample, beside["fps"]) for label, sample in run.video.items()}
     recipes = {
         record.get("label", name): record["recipe"]
         for name, record in run.records["variants"].items()
@@ -101,7 +109,14 @@ def html(run: Run) -> str:
     charts = {name: svg_uri(figure) if figure else None for name, figure in figures.items()}
     try:
         return environment.get_template("report.html").render(
-            run=run, records=run.records, rows=rows, recipes=recipes, charts=charts, sheets=sheets
+            run=run,
+            records=run.records,
+            rows=rows,
+            recipes=recipes,
+            charts=charts,
+            sheets=sheets,
+            films=films,
+            temporal=_TEMPORAL,
         )
     except jinja2.UndefinedError as error:
         raise ValueError(f"metrics.json lacks what the page shows: {error}; make the run again.") from error

@@ -8,7 +8,9 @@
 A variant may also say its "model" and "label" (a run with the same recipes on several models),
 "latent_rel_l2", "artifact_bytes", "drift" {"t", "relative_l2", "cosine"}, each a list over the steps, and
 "layers" {path: {"sqnr_db", "incoherence"}}; of videos "fps" and temporal measures. What is absent is not
-drawn.
+drawn. A run of pictures may have one video beside them:
+
+    "video": {"condition", "fps", "variants": {label: {"pictures", "psnr_db", temporal measures}}}
 """
 
 import dataclasses
@@ -26,12 +28,13 @@ from viditq_jax.video import frames_of_strip
 class Run:
     """What a report shows: the records, and each variant's samples in the order of the conditions.
 
-    pictures: [h, w, 3] each; of videos [t, h, w, 3].
+    pictures: [h, w, 3] each; of videos [t, h, w, 3]. video: the one beside pictures, by label of the variant.
     """
 
     records: dict[str, Any]
     conditions: list[str]
     pictures: dict[str, list[np.ndarray]]
+    video: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def fps(self) -> float | None:
@@ -88,17 +91,28 @@ def _read(folder: Path) -> Run:
     pictures: dict[str, list[np.ndarray]] = {}
     conditions: list[str] = []
     for variant, record in records["variants"].items():
-        manifest = folder / record["pictures"] / "manifest.jsonl"
-        if not manifest.is_file():
-            raise ValueError(f"{folder}: variant {variant!r} has no {manifest}; generate its pictures again.")
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-        entries = sorted(map(json.loads, lines), key=lambda entry: entry["index"])
-        conditions = [str(entry["condition"]) for entry in entries]
-        pictures[variant] = [_sample(manifest.parent, entry) for entry in entries]
+        place = folder / record["pictures"]
+        conditions = [str(entry["condition"]) for entry in _entries(place, variant)]
+        pictures[variant] = _samples(place, variant)
     counts = {variant: len(each) for variant, each in pictures.items()}
     if not conditions or set(counts.values()) != {len(conditions)}:
         raise ValueError(f"{folder}: variants need the same pictures, found {counts or 'no variant'}.")
-    return Run(records, conditions, pictures)
+    beside = records.get("video", {}).get("variants", {})
+    video = {label: _samples(folder / record["pictures"], label)[0] for label, record in beside.items()}
+    return Run(records, conditions, pictures, video)
+
+
+def _entries(folder: Path, variant: str) -> list[dict[str, Any]]:
+    """The manifest of a variant's folder, in the order of the conditions."""
+    manifest = folder / "manifest.jsonl"
+    if not manifest.is_file():
+        raise ValueError(f"variant {variant!r} has no {manifest}; generate its pictures again.")
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    return sorted(map(json.loads, lines), key=lambda entry: int(entry["index"]))
+
+
+def _samples(folder: Path, variant: str) -> list[np.ndarray]:
+    return [_sample(folder, entry) for entry in _entries(folder, variant)]
 
 
 def _sample(folder: Path, entry: dict[str, Any]) -> np.ndarray:

@@ -226,3 +226,22 @@ def test_videos_play_side_by_side_without_loss_and_lie_frame_by_frame(videos: Pa
     assert "flicker, levels" in page
     assert "0.125" in page
     assert (videos / "strips.png").is_file()
+
+
+def test_one_video_may_lie_beside_pictures(run: Path) -> None:
+    records = json.loads((run / "metrics.json").read_text())
+    temporal = ("frame_consistency", "flicker_levels", "warping_error_levels", "motion_error_px")
+    variants = {}
+    for variant in VARIANTS:
+        folder = run / "videos" / variant
+        folder.mkdir(parents=True)
+        Image.fromarray(RNG.integers(0, 256, (8, 24, 3), np.uint8)).save(folder / "0.png")
+        entry = {"index": 0, "condition": "pizza spinning", "file": "0.png", "frames": 3}
+        (folder / "manifest.jsonl").write_text(json.dumps(entry) + "\n")
+        figures = {"psnr_db": None if variant == "float" else 41.5, **dict.fromkeys(temporal, 0.375)}
+        variants[variant] = {"pictures": f"videos/{variant}", **figures}
+    records["video"] = {"condition": "pizza spinning", "fps": 8.0, "variants": variants}
+    (run / "metrics.json").write_text(json.dumps(records))
+    page = write_report(run)[1].read_text()
+    assert page.count("data:image/webp;base64,") == len(VARIANTS)
+    assert all(word in page for word in ("pizza spinning", "41.50 dB", "0.375", "motion error, pixels"))
