@@ -4,7 +4,7 @@
 
 Converts the packaged PyTorch checkpoint, calibrates and quantizes it to w8a8 and w4a8, makes the same 16
 pictures with all of them (and in float32, which shows how much rounding to bfloat16 alone changes), compares
-them, follows the drift of the latents step by step, and draws the report.
+them, follows the drift of the latents step by step, makes one short video with each, and draws the report.
 """
 
 import argparse
@@ -25,17 +25,20 @@ from viditq_jax import checkpoint, evaluate, generate, load_pipeline, load_recip
 from viditq_jax.cli._common import bar, working
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.drift import Drift, times, trajectory
+from viditq_jax.generate import Manifest
 from viditq_jax.load import packaged_model
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import quantize_pipeline
+from viditq_jax.post_training import calibration_conditions, quantize_pipeline
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.report import write_report
+from viditq_jax.video import animation, side_by_side
 
 RECIPES = ("w8a8", "w4a8")
 WRITTEN = {  # in the run folder
-    "artifacts", "pictures", "metrics.json", "grid.png", "recipes.png", "report.html",
+    "artifacts", "pictures", "videos", "metrics.json", "grid.png", "recipes.png", "video.webp", "report.html",
 }  # fmt: skip
 SEED, BATCH, ROUNDS = 0, 8, 3
+VIDEO = "red apple moving left"
 
 
 def clear(run: Path) -> None:
@@ -93,10 +96,32 @@ def latents(pipeline: Pipeline, prompts: list[str]) -> Any:
         return trajectory(pipeline, prompts[:count], seed=SEED, batch=count, advance=advance)
 
 
-def compare(run: Path, name: str, reference: str) -> dict[str, float | None]:
+def compare(run: Path, name: str, reference: str, *, folder: str = "pictures") -> dict[str, float | None]:
     """PSNR and SSIM of two variants' pictures; None for the PSNR of equal pictures, which is infinite."""
-    values = evaluate(run / "pictures" / name, reference=run / "pictures" / reference)
+    values = evaluate(run / folder / name, reference=run / folder / reference)
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def make_video(run: Path, count: int) -> dict[str, Any]:
+    """One video in floats and under each recipe, its figures, and all side by side as `video.webp`.
+
+    count: prompts to calibrate on, at most.
+    """
+    with working("loading the video model"):
+        pipeline = load_pipeline("default-video")
+    prompts = calibration_conditions(pipeline)[:count]
+    variants: dict[str, dict[str, Any]] = {}
+    videos = {}
+    for name in ("float", *RECIPES):
+        small = pipeline
+        if name != "float":
+            with bar(f"video, {name}: calibrate and quantize", len(prompts)) as advance:
+                small = quantize_pipeline(pipeline, load_recipe(name), prompts, advance=advance)
+        make_pictures(small, [VIDEO], run / "videos" / name)
+        videos[name] = Manifest.read(run / "videos" / name).images()[0]
+        variants[name] = {"pictures": f"videos/{name}", **compare(run, name, "float", folder="videos")}
+    (run / "video.webp").write_bytes(animation(side_by_side(videos), fps=pipeline.fps))
+    return {"condition": VIDEO, "fps": pipeline.fps, "frames": pipeline.frames, "variants": variants}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         "guidance": first.guidance.scale,
         "noise_floor": {"what": "bfloat16 against float32", **compare(run, "float", "float32")},
         "variants": variants,
+        "video": make_video(run, options.count),
         "device": jax.devices()[0].device_kind,
         "date": datetime.now(UTC).date().isoformat(),
         "versions": checkpoint.versions(),
@@ -167,7 +193,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{name:<11} {quality}linear weights {ratio:.3f}x, {record['seconds_per_image']:.3f} s a picture"
         )
-    print(f"{picture}\n{page}\n{run / 'metrics.json'}")
+    for name, record in records["video"]["variants"].items():
+        if record["psnr_db"] is not None:
+            print(
+                f"video, {name:<4} {record['psnr_db']:.2f} dB, motion off by {record['motion_error_px']:.2f} "
+                f"pixels, flicker of {record['flicker_levels']:.2f} levels"
+            )
+    print(f"{picture}\n{run / 'video.webp'}\n{page}\n{run / 'metrics.json'}")
 
 
 if __name__ == "__main__":
