@@ -8,6 +8,8 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    LattePipeline,
+    LatteTransformer3DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
@@ -37,21 +39,41 @@ def pixart_sigma(folder: Path) -> PixArtSigmaPipeline:
         use_additional_conditions=False,
     )  # fmt: skip
     randomize(transformer, 2)
-    pieces = folder.parent / "spiece"
-    pieces.mkdir()
-    (pieces / "spiece.model").write_bytes(spiece_model())
-    tokenizer = T5Tokenizer.from_pretrained(pieces)
-    text = T5Config(
-        vocab_size=100, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
-        feed_forward_proj="gated-gelu", is_encoder_decoder=False,
-    )  # fmt: skip
-    text_encoder = T5EncoderModel(text)
-    randomize(text_encoder, 3)
     scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
-    pipeline = PixArtSigmaPipeline(tokenizer, text_encoder.eval(), vae(), transformer.eval(), scheduler)
+    pipeline = PixArtSigmaPipeline(*text(folder.parent), vae(), transformer.eval(), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def latte(folder: Path) -> LattePipeline:
+    """Save a tiny Latte-1 pipeline to `folder` and return it."""
+    transformer = LatteTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2,
+        cross_attention_dim=48, attention_bias=True, sample_size=16, patch_size=2,
+        activation_fn="gelu-approximate", norm_type="ada_norm_single", norm_elementwise_affine=False,
+        norm_eps=1e-6, caption_channels=24, video_length=5,
+    )  # fmt: skip
+    randomize(transformer, 5)
+    scheduler = DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    pipeline = LattePipeline(*text(folder.parent), vae(), transformer.eval(), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def text(folder: Path) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """A tokenizer and a text encoder of 24 channels."""
+    pieces = folder / "spiece"
+    pieces.mkdir(exist_ok=True)
+    (pieces / "spiece.model").write_bytes(spiece_model())
+    config = T5Config(
+        vocab_size=100, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
+        feed_forward_proj="gated-gelu", is_encoder_decoder=False,
+    )  # fmt: skip
+    encoder = T5EncoderModel(config)
+    randomize(encoder, 3)
+    return T5Tokenizer.from_pretrained(pieces), encoder.eval()
 
 
 def dit(folder: Path) -> DiTPipeline:

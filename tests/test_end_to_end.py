@@ -58,3 +58,23 @@ def test_dit_makes_the_picture_that_diffusers_makes(folder: Path, monkeypatch: p
     ours = np.clip(picture(pipeline, latents), 0, 1)
     assert theirs.std() > 0.05, "a flat picture would prove nothing"
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_latte_makes_the_video_that_diffusers_makes(folder: Path) -> None:
+    """Of one prompt: with several, diffusers lets padding take part, and a sample depends on the others."""
+    reference, prompt = diffusers_pipelines.latte(folder / "latte"), diffusers_pipelines.PROMPTS[1]
+    assert (
+        main(["convert", str(folder / "latte"), "--out", str(folder / "latte-out"), "--dtype", "float32"])
+        == 0
+    )
+    pipeline = load_pipeline(folder / "latte-out")
+    assert (pipeline.frames, pipeline.fps) == (5, 8)
+    start = np.random.default_rng(0).standard_normal((1, 5, SIDE // 2, SIDE // 2, 4), np.float32)
+    theirs = reference(
+        prompt, num_inference_steps=STEPS, height=SIDE, width=SIDE, video_length=5, output_type="np",
+        latents=torch.tensor(start.transpose(0, 4, 1, 2, 3)),
+    ).frames  # fmt: skip
+    latents = pipeline.latents([prompt], steps=STEPS, noise=jnp.asarray(start))
+    ours = np.stack([np.clip(picture(pipeline, latents[:, i]), 0, 1) for i in range(5)], axis=1)
+    assert theirs.std() > 0.05, "a flat video would prove nothing"
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)

@@ -149,8 +149,11 @@ def _text(facts: dict[str, Any]) -> str:
         for name, part in facts["parts"].items()
     ]
     sampler = facts["sampler"]
+    what, size = "pictures", "{}x{}".format(*facts["image_size"])
+    if facts["frames"]:
+        what, size = "videos", f"{facts['frames']} frames of {size}, {facts['fps']:g} a second"
     lines.append(
-        f"pictures      {facts['image_size'][0]}x{facts['image_size'][1]}, {sampler['steps']} steps of "
+        f"{what:<13} {size}, {sampler['steps']} steps of "
         f"{sampler['name']}, guidance {facts['guidance']['scale']}, {facts['dtype']}"
     )
     if "quantized" in facts:
