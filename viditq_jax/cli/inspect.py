@@ -18,7 +18,7 @@ from viditq_jax.pipeline import Pipeline
 from viditq_jax.plugins import find
 from viditq_jax.quant.attention import TOKENS, attentions
 from viditq_jax.quant.qweight import quantized_part
-from viditq_jax.quant.ranges import PerRange
+from viditq_jax.quant.ranges import ByRange, PerRange
 from viditq_jax.quant.recipe import Recipe, load_recipe
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.speed import layer_speeds, slower, slower_text
@@ -135,6 +135,10 @@ def _parameters(weights: dict[str, Any]) -> int:
 
 
 def _weight_text(weight: Any) -> str:
+    if isinstance(weight, ByRange):
+        ranges = {number: [r for r, n in enumerate(weight.index) if n == number] for number in weight.index}
+        texts = (f"in ranges {ranges[number]} {_weight_text(weight.values[number])}" for number in ranges)
+        return "; ".join(texts)
     part = quantized_part(weight)
     if part is None:
         return f"{weight.dtype} {list(weight.shape)}"

@@ -16,7 +16,7 @@ from viditq_jax.quant.attention import attentions, with_attention
 from viditq_jax.quant.fold import fold, folded
 from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.qweight import QWeight, quantized_part, quantized_weight
-from viditq_jax.quant.ranges import PerRange
+from viditq_jax.quant.ranges import ByRange, PerRange
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule
 from viditq_jax.quant.stats import LayerStats, Stats, abstract_stats
 
@@ -42,7 +42,9 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
         )
     if any(isinstance(weights[path], jax.ShapeDtypeStruct) for path in rules):
         shapes = abstract_stats(net, recipe.range_count)
-        return jax.eval_shape(partial(_convert, rules=_nearest(rules)), net, shapes)
+        return jax.eval_shape(
+            partial(_convert, rules=_nearest(rules), ranges=recipe.range_count), net, shapes
+        )
     known = [
         path for path, rule in rules.items() if rule.weight and not isinstance(weights[path], jax.core.Tracer)
     ]
@@ -51,7 +53,7 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
             f"the weights of {', '.join(broken)} are not finite; check the checkpoint they are from."
         )
     _check_stats(recipe, rules, stats or {}, weights)
-    return _convert(net, stats or {}, rules=rules)
+    return _convert(net, stats or {}, rules=rules, ranges=recipe.range_count)
 
 
 def check_recipe(net: Net, recipe: Recipe) -> None:
@@ -101,7 +103,7 @@ def _nearest(rules: dict[str, Rule]) -> dict[str, Rule]:
     return {path: dataclasses.replace(rule, rounding="nearest") for path, rule in rules.items()}
 
 
-def _convert(net: Net, stats: Stats, *, rules: dict[str, Rule]) -> Net:
+def _convert(net: Net, stats: Stats, *, rules: dict[str, Rule], ranges: int) -> Net:
     done = folded(net, rules)
     net, stats = fold(net, rules, stats)
 
@@ -115,6 +117,12 @@ def _convert(net: Net, stats: Stats, *, rules: dict[str, Rule]) -> Net:
     def quantized(path: str, weight: Any, rule: Rule) -> Any:
         prepare = [find_method("prepare", item) for item in rule.prepare[path in done :]]
         layer = stats.get(path)
+        if rule.weight_in:
+            specs = [dict(rule.weight_in).get(r, rule.weight) for r in range(ranges)]
+            kinds = list(dict.fromkeys(specs))
+            alone = [dataclasses.replace(rule, weight=spec, weight_in=()) for spec in kinds]
+            values = (_quantized(path, weight, each, prepare, layer) for each in alone)
+            return ByRange(tuple(values), tuple(map(kinds.index, specs)))
         if layer is None or not any(getattr(method.options, "ranges", False) for method in prepare):
             return _quantized(path, weight, rule, prepare, layer)
         each = [_quantized(path, weight, rule, prepare, layer.at(r)) for r in range(len(layer.low))]

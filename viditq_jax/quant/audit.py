@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from viditq_jax.net import Net
 from viditq_jax.quant.fold import fold, folded
 from viditq_jax.quant.qweight import QWeight, quantized_part
-from viditq_jax.quant.ranges import PerRange
+from viditq_jax.quant.ranges import ByRange, PerRange
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.quant.stats import LayerStats, Stats
@@ -37,7 +37,7 @@ def audit(net: Net, quantized: Net, recipe: Recipe, stats: Stats | None = None) 
         if part is None:
             continue
         rule = rules[path]
-        one = weight.at(0) if isinstance(weight, PerRange) else weight
+        one = weight.at(0) if isinstance(weight, (PerRange, ByRange)) else weight
         prepared = ready[path].astype(jnp.float32)
         for step in one.prepare:
             prepared = step.weight(prepared)

@@ -27,7 +27,7 @@ from viditq_jax.nn.linear import NOTHING, After, Modulated, linear
 from viditq_jax.quant.inputs import prepared, quantize_input, static_scale
 from viditq_jax.quant.low_rank import LowRank
 from viditq_jax.quant.qtensor import QTensor
-from viditq_jax.quant.ranges import NO_RANGE, PerRange
+from viditq_jax.quant.ranges import NO_RANGE, ByRange, Chosen, PerRange
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import LayerStats
 
@@ -142,9 +142,9 @@ def quantized_weight(
 
 
 def quantized_part(weight: Any) -> QWeight | None:
-    """The QWeight of a slot, that of the first range where there are several; None for a float weight."""
-    while isinstance(weight, PerRange):
-        weight = weight.stacked
+    """The QWeight of a slot, the first where there are several; None for a float weight."""
+    while isinstance(weight, (PerRange, ByRange, Chosen)):
+        weight = weight.stacked if isinstance(weight, PerRange) else weight.values[0]
     return weight if isinstance(weight, QWeight) else None
 
 

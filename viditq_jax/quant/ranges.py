@@ -1,8 +1,9 @@
 """Parameters that change over the denoising steps.
 
 Ranges are cut at rising times: of the bounds (501,) range 0 has t <= 500 and range 1 t >= 501. `PerRange` may
-stand for any value of a weight slot, or for the whole of it; `at_range` chooses before the model is called,
-inside the compiled sampling loop, so that the model sees nothing of it.
+stand for any value of a weight slot, or for the whole of it, and `ByRange` for weights that differ in more
+than their numbers, as in bits; `at_range` chooses before the model is called, inside the compiled sampling
+loop, so that the model sees nothing of it.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from viditq_jax.net import Net
+from viditq_jax.nn.linear import linear
 
 NO_RANGE = (
     "a layer whose parameters change over the denoising ranges was called without a range; choose one by"
@@ -48,11 +50,53 @@ class PerRange:
         raise ValueError(NO_RANGE)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ByRange:
+    """Weights of one slot, all of them resident, and which of them serves each range."""
+
+    values: tuple[Any, ...]
+    index: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # a value's number, from range 0 on
+
+    def at(self, r: Any) -> Any:
+        """The weight of one range; where r is traced, one that chooses when it multiplies."""
+        if isinstance(r, (int, np.integer)):
+            return self.values[self.index[r]]
+        return Chosen(self.values, jnp.asarray(self.index)[r])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of each value."""
+        return tuple(self.values[0].shape)
+
+    def linear(self, x: Any, bias: Any, after: Any = None) -> Any:
+        """Refused: a layer cannot know the range."""
+        raise ValueError(NO_RANGE)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chosen:
+    """A weight in a slot that is one of several, by a traced number. Not a pytree."""
+
+    values: tuple[Any, ...]
+    number: Any
+
+    def linear(self, x: Any, bias: Any, after: Any) -> Any:
+        """What the chosen weight computes."""
+        return jax.lax.switch(
+            self.number, [lambda each=each: linear(each, x, bias, after) for each in self.values]
+        )
+
+    def inputs(self, x: Any) -> Any:
+        """x as the chosen weight prepares it."""
+        return jax.lax.switch(self.number, [lambda each=each: each.inputs(x) for each in self.values])
+
+
 def _is_per_range(node: Any) -> bool:
-    return isinstance(node, PerRange)
+    return isinstance(node, (PerRange, ByRange))
 
 
-def per_range(tree: Any) -> list[PerRange]:
+def per_range(tree: Any) -> list[PerRange | ByRange]:
     """All values that change over the ranges."""
     return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_per_range) if _is_per_range(leaf)]
 

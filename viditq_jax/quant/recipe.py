@@ -3,7 +3,8 @@
     {"source": "...", "expect": {...}, "rules": [
       {"match": ["final_layer*"], "weight": null, "why": "..."},
       {"match": "blocks/*", "weight": "int4/channel/asym", "act": "int8/token",
-       "prepare": ["balance:alpha=0.11", "hadamard"], "rounding": "gptq", "why": "..."}]}
+       "prepare": ["balance:alpha=0.11", "hadamard"], "rounding": "gptq", "why": "...",
+       "weight_in": {"1": "int8/channel/asym"}}]}
 
 The first rule that matches the path of a layer wins; layers that no rule matches stay as they are. Every
 pattern matches something, unless the rule is optional. "attention" is a list of rules likewise, for modules:
@@ -41,6 +42,7 @@ class Rule:
     prepare: files of quant/prepare, each with its options after a colon, in the order in which they meet the
     input.
     rounding: a file of quant/rounding, with its options likewise.
+    weight_in: denoising ranges, by number, whose weight is another one; all of them are resident.
     low_rank: rank of a branch that keeps the top singular part of the weight in bfloat16; 0 for none.
     optional: patterns may match nothing, so that one recipe fits several architectures.
     why: a remark for people, shown in reports.
@@ -54,6 +56,12 @@ class Rule:
     low_rank: int = 0
     optional: bool = False
     why: str = ""
+    weight_in: tuple[tuple[int, Spec], ...] = ()
+
+    @property
+    def specs(self) -> tuple[Spec, ...]:
+        """All that the weight may be."""
+        return () if self.weight is None else (self.weight, *(spec for _, spec in self.weight_in))
 
     @property
     def needs_stats(self) -> bool:
@@ -74,24 +82,28 @@ class Rule:
         """Whether parameters change over the denoising ranges."""
         prepared = (find_method("prepare", item).options for item in self.prepare)
         static = self.act is not None and self.act.per_range
-        return static or any(getattr(options, "ranges", False) for options in prepared)
+        return static or bool(self.weight_in) or any(getattr(each, "ranges", False) for each in prepared)
 
     def faults(self) -> list[str]:
         """What makes the rule impossible for any layer."""
         found = []
-        if self.weight is not None and not self.weight.for_weight:
-            hint = "weights are int8/channel, int4/group64 or int8/tensor"
-            found.append(f"weight: {self.weight} is for inputs; {hint}")
+        for spec in self.specs:
+            if not spec.for_weight:
+                hint = "weights are int8/channel, int4/group64 or int8/tensor"
+                found.append(f"weight: {spec} is for inputs; {hint}")
         if self.act is not None and not self.act.for_input:
             found.append(f"act: {self.act} is for weights; inputs are int8/token or int8/tensor/static")
         if self.weight is None and (self.act is not None or self.prepare or self.low_rank):
             found.append(
                 "act, prepare or low_rank with an unquantized weight; give the weight a format, or drop them"
             )
-        if self.weight and self.act and self.weight.kind != self.act.kind:
-            found.append(f"{self.weight} with {self.act}: a product takes two int8 or two fp8 operands")
-        if self.weight and self.weight.kind == "fp" and self.rounding.partition(":")[0] != "nearest":
-            found.append(f"rounding: {self.rounding} chooses between integers; use nearest for {self.weight}")
+        for spec in self.specs:
+            if self.act and spec.kind != self.act.kind:
+                found.append(f"{spec} with {self.act}: a product takes two int8 or two fp8 operands")
+            if spec.kind == "fp" and self.rounding.partition(":")[0] != "nearest":
+                found.append(f"rounding: {self.rounding} chooses between integers; use nearest for {spec}")
+        if self.weight_in and self.weight is None:
+            found.append("weight_in: the weight is not quantized in the other ranges; give it a format")
         if self.low_rank < 0:
             found.append(f"low_rank: {self.low_rank}; give the rank of the branch, or 0 for none")
         for kind, text in [("rounding", self.rounding), *(("prepare", item) for item in self.prepare)]:
@@ -105,8 +117,9 @@ class Rule:
         """Why a weight of this shape cannot have what the rule says."""
         if self.weight is None:
             return []
-        if reason := self.weight.misfit(shape):
-            return [f"{self.weight}: {reason}"]
+        for spec in self.specs:
+            if reason := spec.misfit(shape):
+                return [f"{spec}: {reason}"]
         methods = [(item, find_method("prepare", item)) for item in self.prepare]
         reasons = [(item, method.module.misfit(shape[1], method.options)) for item, method in methods]
         found = [f"{item}: {reason}" for item, reason in reasons if reason]
@@ -116,6 +129,7 @@ class Rule:
 
     def to_json(self) -> dict[str, Any]:
         """The rule as it is written in a file."""
+        other = {"weight_in": {str(r): str(spec) for r, spec in self.weight_in}} if self.weight_in else {}
         return {
             "match": list(self.match),
             "weight": None if self.weight is None else str(self.weight),
@@ -125,6 +139,7 @@ class Rule:
             "low_rank": self.low_rank,
             "optional": self.optional,
             "why": self.why,
+            **other,
         }
 
 
@@ -164,6 +179,12 @@ class Recipe:
         found = [f"rule {i}: {fault}" for i, rule in enumerate(self.rules, 1) for fault in rule.faults()]
         for i, each in enumerate(self.attention, 1):
             found += [f"attention rule {i}: {fault}" for fault in each.faults()]
+        for i, rule in enumerate(self.rules, 1):
+            if wrong := [r for r, _ in rule.weight_in if not 0 <= r < self.range_count]:
+                found.append(f"rule {i}: weight_in: ranges {wrong} are not among 0 to {self.range_count - 1}")
+            balances = (find_method("prepare", item) for item in rule.prepare) if not rule.faults() else ()
+            if rule.weight_in and any(getattr(each.options, "ranges", False) for each in balances):
+                found.append(f"rule {i}: weight_in: with a balance a range each; choose one of the two")
         if any(not 0 < t < 1000 for t in self.ranges) or any(a >= b for a, b in pairwise(self.ranges)):
             found.append(f"ranges: {list(self.ranges)} do not rise between 1 and 999")
         if not found and bool(self.ranges) != any(rule.changes for rule in self.rules):
@@ -287,8 +308,16 @@ def _rule(data: Any, where: str, faults: list[str]) -> Rule | None:
     """The rule; None if its fields are faulty."""
     texts = dict.fromkeys(("weight", "act", "rounding", "why"), str)
     kinds = {**texts, "match": (str, list), "prepare": list, "low_rank": int, "optional": bool}
+    kinds["weight_in"] = dict
+    before = len(faults)
     fields = _fields(data, kinds, ("match", "prepare"), ("weight", "act"), where, faults)
-    return None if fields is None else Rule(**fields)
+    other = []
+    for r, text in (fields or {}).pop("weight_in", {}).items():
+        try:
+            other.append((int(r), Spec.parse(text)))
+        except (ValueError, TypeError) as error:
+            faults.append(f"{where}weight_in: {r!r}: {text!r}: {error}; give a range's number and a format")
+    return None if fields is None or len(faults) > before else Rule(**fields, weight_in=tuple(other))
 
 
 def _attention(data: Any, where: str, faults: list[str]) -> AttentionRule | None:

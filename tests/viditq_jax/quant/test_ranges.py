@@ -12,9 +12,11 @@ from tests import tiny
 from viditq_jax import programs
 from viditq_jax.calibrate import calibrate
 from viditq_jax.load import load_pipeline
+from viditq_jax.nn.linear import linear
 from viditq_jax.pipeline import Pipeline
+from viditq_jax.quant.qweight import quantized_part
 from viditq_jax.quant.ranges import PerRange, at_range, per_range, range_index, runs, weights_change
-from viditq_jax.quant.recipe import Recipe, Rule
+from viditq_jax.quant.recipe import Recipe, RecipeError, Rule
 from viditq_jax.quant.spec import Spec
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.sample import advance, draw_noise, rows, sample_keys
@@ -28,6 +30,7 @@ WEIGHTS = Recipe(
     (ONCE, Rule(("blocks/*",), W4, DYNAMIC, prepare=("balance:alpha=0.4,ranges=true",))),
     ranges=(400, 700), name="weights",
 )  # fmt: skip
+BITS = Recipe((ONCE, Rule(("blocks/*",), W4, DYNAMIC, weight_in=((2, W8),))), ranges=(400, 700), name="bits")
 
 
 def test_times_at_the_edges_of_ranges():
@@ -81,11 +84,11 @@ def by_hand(pipeline: Pipeline, ranges: tuple[int, ...] = (2, 1, 0)) -> np.ndarr
     return np.asarray(x)
 
 
-@pytest.mark.parametrize("recipe", [VECTORS, WEIGHTS], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [VECTORS, WEIGHTS, BITS], ids=lambda recipe: recipe.name)
 def test_each_step_uses_the_parameters_of_its_range(recipe):
     """They were once those of the first range for ever (D3). Compiled as one, steps round as on their own."""
     pipeline = quantized(recipe)
-    assert weights_change(pipeline.denoiser) == (recipe is WEIGHTS)
+    assert weights_change(pipeline.denoiser) == (recipe is not VECTORS)
     times = np.asarray(pipeline.sampler.table(pipeline.steps)["t"])
     assert range_index(times, recipe.ranges).tolist() == [2, 1, 0]
     found, expected = np.asarray(pipeline.latents(PROMPTS)), by_hand(pipeline)
@@ -94,7 +97,7 @@ def test_each_step_uses_the_parameters_of_its_range(recipe):
     assert other > 5e-3 * np.abs(expected).max()  # so the line above can tell
 
 
-@pytest.mark.parametrize("recipe", [VECTORS, WEIGHTS], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [VECTORS, WEIGHTS, BITS], ids=lambda recipe: recipe.name)
 def test_a_pipeline_with_ranges_reloads_bit_for_bit(recipe, tmp_path):
     pipeline = quantized(recipe)
     pipeline.save(tmp_path / "small")
@@ -135,3 +138,47 @@ def test_a_layer_that_is_called_without_a_range_says_what_to_do():
     net = quantized(VECTORS).denoiser
     with pytest.raises(ValueError, match="choose one by at_range"):
         net.weights()["blocks/0/mlp/fc1"].linear(jnp.ones((1, 32)), None)
+
+
+def test_bits_that_change_keep_each_weight_once_and_no_more():
+    """Of three ranges two have 4 bits: half a byte a weight, and one for the 8 bits of the third."""
+    weights = quantized(BITS).denoiser.weights()
+    slot = weights["blocks/0/mlp/fc1"]
+    assert [each.weight.spec.bits for each in slot.values] == [4, 8]
+    assert [slot.at(r).weight.spec.bits for r in range(3)] == [4, 4, 8]
+    assert [each.weight.values.nbytes for each in slot.values] == [128 * 16, 128 * 32]
+    assert quantized_part(slot) is slot.values[0]
+
+
+def test_a_range_that_is_traced_chooses_when_it_multiplies():
+    slot = quantized(BITS).denoiser.weights()["blocks/0/mlp/fc1"]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32))
+    traced = jax.jit(lambda slot, x, r: linear(slot.at(r), x))
+    for r in range(3):
+        np.testing.assert_allclose(traced(slot, x, r), linear(slot.at(r), x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="called without a range"):
+        linear(slot, x)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule(("*",), W4, DYNAMIC, weight_in=((3, W8),)), r"ranges \[3\] are not among 0 to 2"),
+        (Rule(("*",), None, weight_in=((0, W8),)), "not quantized in the other ranges"),
+        (Rule(("*",), W4, DYNAMIC, weight_in=((0, DYNAMIC),)), "int8/token is for inputs"),
+        (dataclasses.replace(WEIGHTS.rules[1], weight_in=((0, W8),)), "choose one of the two"),
+    ],
+)
+def test_impossible_changes_of_bits_are_refused(rule, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe((rule,), ranges=(400, 700)).resolve({})
+
+
+def test_bits_that_change_survive_a_file():
+    assert Recipe.from_json(BITS.to_json()) == BITS
+    broken = {
+        **BITS.to_json(),
+        "rules": [{"match": "*", "weight": "int4/channel", "weight_in": {"x": "int8"}}],
+    }
+    with pytest.raises(RecipeError, match="rule 1: weight_in: 'x'"):
+        Recipe.from_json(broken)

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from viditq_jax.models import dit, latte, latte_t2v, pixart, stdit, stdit3
 from viditq_jax.net import abstract
 from viditq_jax.quant.attention import attentions
+from viditq_jax.quant.ranges import range_index
 from viditq_jax.quant.recipe import Recipe, RecipeError, Rule, load_recipe
 from viditq_jax.quant.spec import Spec
 
@@ -22,7 +24,7 @@ SHAPES = {
     }.items()
 }
 BASELINES = ("naive-static", "smoothquant", "quarot", "q-diffusion", "ptqd")
-OURS = ("float", "w8a8", "w8a8-dynamic", "w8a8-fast", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a8-mp", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
+OURS = ("float", "w8a8", "w8a8-dynamic", "w8a8-fast", "w6a6", "w4a8", "w4a8-balanced", "w4a8-naive", "w4a8-group", "w4a8-timestep", "w4a8-plus", "w4a8-mp", "w4a8-mp-timestep", "w4a4-plus", "fp8")  # fmt: skip  # noqa: E501
 PACKAGED = sorted([*OURS, *(f"{name}-{bits}" for name in BASELINES for bits in ("w8a8", "w4a8"))])
 
 
@@ -230,3 +232,19 @@ def test_the_released_mixed_plan_gives_the_mlp_of_stdit_8_bits():
     mlp = {f"blocks/{i}/mlp/{fc}" for i in range(28) for fc in ("fc1", "fc2")}
     assert eight == {*mlp, "blocks/23/attn_temp/qkv", "blocks/23/attn_temp/proj"}
     assert len(four) == 28 * 9 - len(eight)
+
+
+def test_the_released_plan_over_time_gives_each_quarter_of_the_steps_its_bits():
+    """20 steps of the original's spacing: the noisiest five have 8 bits everywhere."""
+    recipe = load_recipe("w4a8-mp-timestep")
+    times = np.round(np.arange(20)[::-1] * 999 / 19)
+    np.testing.assert_array_equal(range_index(times, recipe.ranges), np.repeat([3, 2, 1, 0], 5))
+    rules = recipe.resolve(abstract(stdit.build, stdit.CONFIGS["stdit-xl-2-16x512x512"]).weights())
+
+    def bits(path):
+        rule = rules[path]
+        return [dict(rule.weight_in).get(r, rule.weight).bits for r in (3, 2, 1, 0)]
+
+    assert bits("blocks/5/mlp/fc2") == [8, 8, 8, 8]
+    assert bits("blocks/23/attn_temp/qkv") == [8, 4, 4, 8]
+    assert bits("blocks/22/attn_temp/qkv") == bits("blocks/23/attn/qkv") == [8, 4, 4, 4]
