@@ -17,6 +17,7 @@ from default_video.clips import BACKGROUNDS, FILMED, FRAMES, MOTIONS, Films, cap
 
 from viditq_jax.models import stdit
 from viditq_jax.net import Net, initialize
+from viditq_jax.nn.embed import sincos_1d
 from viditq_jax.sampling.guidance import guided
 from viditq_jax.sampling.sample import draw_noise, sample, sample_keys
 
@@ -32,19 +33,37 @@ GUIDANCE, STEPS = 4.5, 20
 # picture is spread over all frames, so training is moved to more noise.
 SHIFT = float(np.log(FRAMES))
 QUICK = 4.0
+NUMBER = 0.4  # how much a frame's number is heard at the start, before the gate of the block
 
 
 def start(pictures: Net) -> Net:
-    """The image model's weights, and fresh attention across frames, which gives zero.
+    """The image model's weights, and fresh attention across frames, which gives zero but in the first block.
 
-    Queries and keys of the first block begin as the same: there a frame looks at itself, and learns which one
-    it is. In the other blocks it looks at all frames alike.
+    Left and right, up and down, larger and smaller cancel out: a frame's number tells nothing without the
+    motion. A model that has to learn to see the number stays where it tells nothing for long, so the first
+    block begins by telling it: there each frame looks at itself, and gives what tells frames apart.
     """
     net = initialize(stdit.build, CONFIG)
     arrays = values(net) | values(pictures)
-    first = "blocks/0/attn_temp/qkv/weight"
-    query, _, value = jnp.split(arrays[first], 3)
-    return filled(net, arrays | {first: jnp.concatenate([query, query, value])})
+    width, size = CONFIG.width, CONFIG.width // CONFIG.heads
+    times = sincos_1d(width, np.arange(FRAMES) / CONFIG.time_scale)
+    mean = times.mean(axis=0)
+    apart = np.linalg.svd(times - mean)[2][: FRAMES - 1]  # the axes along which frames differ
+    channels = np.add.outer(np.arange(CONFIG.heads) * size, np.arange(FRAMES - 1)).ravel()
+    spread = np.random.default_rng(0).normal(size=(width, FRAMES - 1)) * (NUMBER / CONFIG.heads)
+
+    first = "blocks/0/attn_temp/"
+    query, _, value = np.split(np.array(arrays[f"{first}qkv/weight"]), 3)
+    value[channels] = np.tile(apart, (CONFIG.heads, 1))
+    bias = np.array(arrays[f"{first}qkv/bias"])
+    bias[2 * width + channels] = np.tile(-apart @ mean, CONFIG.heads)
+    project = np.zeros((width, width), np.float32)
+    project[:, channels] = np.tile(spread, (1, CONFIG.heads))
+    new = {"qkv/weight": np.concatenate([2 * query, 2 * query, value]), "qkv/bias": bias}
+    new["proj/weight"] = project
+    return filled(
+        net, arrays | {first + name: jnp.asarray(array, jnp.float32) for name, array in new.items()}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
