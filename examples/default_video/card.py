@@ -44,7 +44,7 @@ subject and background may be swapped.
 
 Measured on drawn videos by `examples/default_video/motion.py`, which names one of the motions or none from
 the place, size and turn of what differs from the background; one clip of the training data for each subject
-and motion, on changing backgrounds, it named all 256 right.
+and motion, on changing backgrounds, it named all 128 right.
 
 | | right | of |
 |---|---|---|

@@ -1,7 +1,7 @@
 """Emoji in motion: clips of 8 frames and their captions, "red apple moving left on a yellow background".
 
-An icon is drawn large once and then moved, scaled and turned by less than pixels. Place, size and pace are
-drawn at random around what the motion says, so that one frame by itself does not tell the motion.
+An icon is drawn large once and then moved, scaled and turned by less than pixels. Place, size and pace vary
+little around what the motion says: a thousand steps are enough to learn one way to move, and not many.
 """
 
 import dataclasses
@@ -12,15 +12,13 @@ from default_model.data import COLOURS, SIDE, Icon, background, picture
 from numpy.random import Generator
 
 FRAMES = 8
-BACKGROUNDS = ("white", "yellow", "green", "blue", "pink", "purple")
-WHITE = 0.5  # share of the clips that are on white; the others share the rest
+BACKGROUNDS = ("white", "yellow", "green", "blue", "pink")
+WHITE = 0.6  # share of the clips that are on white; the others share the rest
 STYLE = "noto"
-# Favourites of the image model that can be told at half the size; more of them would each be shown less.
+# What the image model's demonstrations ask for first; more of them would each be shown less.
 SUBJECTS = (
     "red-apple", "dog-face", "blue-heart", "pizza", "strawberry", "panda", "sunflower", "hamburger",
     "grinning-face", "lion", "cactus", "watermelon", "fox", "doughnut", "rabbit-face", "tiger-face",
-    "banana", "carrot", "lemon", "red-heart", "frog", "pig-face", "cat-face", "star",
-    "rocket", "soccer-ball", "mushroom", "ghost", "cherries", "automobile", "octopus", "birthday-cake",
 )  # fmt: skip
 
 # Films are made of the motions on the left. Run backwards, they show those on the right.
@@ -57,23 +55,22 @@ def track(motion: str, random: Generator) -> Track:
         return track(forward, random).reversed()
     still = np.full(FRAMES, 1.0)
     time = np.linspace(0, 1, FRAMES)
-    x, y = (0.5 + random.uniform(-0.04, 0.04) * still for _ in range(2))
-    turn = random.uniform(-8, 8) * still
-    size = random.uniform(0.52, 0.62) * still
-    way = random.uniform(0.44, 0.54) * (time - 0.5)
-    aside = random.uniform(-0.12, 0.12)
+    x, y = (0.5 + random.uniform(-0.02, 0.02) * still for _ in range(2))
+    turn = random.uniform(-3, 3) * still
+    size = random.uniform(0.58, 0.62) * still
+    way = random.uniform(0.46, 0.50) * (time - 0.5)
     if motion == "moving right":
-        x, y = x + way, y + aside
+        x = x + way
     elif motion == "moving down":
-        x, y = x + aside, y + way
+        y = y + way
     elif motion == "growing":
-        size = random.uniform(0.28, 0.36) + random.uniform(0.54, 0.62) * time
+        size = random.uniform(0.30, 0.34) + random.uniform(0.56, 0.60) * time
     elif motion == "spinning":
-        size = random.uniform(0.68, 0.82) * still
-        turn = turn + random.uniform(27, 33) * np.arange(FRAMES)
+        size = random.uniform(0.73, 0.77) * still
+        turn = turn + random.uniform(29, 31) * np.arange(FRAMES)
     else:  # two bounces, from the floor to the floor
-        height = random.uniform(0.36, 0.42) * np.abs(np.sin(2 * np.pi * time))
-        x, y = x + aside, 0.97 - size / 2 - height
+        size = random.uniform(0.50, 0.54) * still
+        y = 0.97 - size / 2 - random.uniform(0.38, 0.42) * np.abs(np.sin(2 * np.pi * time))
     return Track(x, y, size, turn)
 
 
@@ -120,10 +117,10 @@ def subjects(icons: list[Icon]) -> list[Icon]:
 
 
 def held_out(count: int, *, seed: int = 0) -> np.ndarray:
-    """Which (subject, motion) pairs are never shown, bool [subjects, motions]: two subjects a motion."""
-    chosen = np.random.default_rng(seed).permutation(count)[: 2 * len(MOTIONS)]
+    """Which (subject, motion) pairs are never shown, bool [subjects, motions]: one subject a motion."""
+    chosen = np.random.default_rng(seed).permutation(count)[: len(MOTIONS)]
     held = np.zeros((count, len(MOTIONS)), bool)
-    held[chosen, np.arange(len(chosen)) % len(MOTIONS)] = True
+    held[chosen, np.arange(len(chosen))] = True
     return held
 
 

@@ -11,7 +11,7 @@ from default_video.clips import FRAMES
 
 DIFFERENT = 0.25  # from the background, in a range of 2: more than noise of the decoder, less than an outline
 # What the tracks of the data do on average; a motion that is less than LEAST of that is none.
-ACROSS, GROWTH, HEIGHT, TURN = 0.49, float(np.log(0.90 / 0.32)), 0.39, 30.0
+ACROSS, GROWTH, HEIGHT, TURN = 0.48, float(np.log(0.90 / 0.32)), 0.40, 30.0
 LEAST = 0.4
 _ANGLES = np.arange(0, 360, 5)
 _TURNS = np.arange(-60, 61, 5)
