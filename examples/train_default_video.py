@@ -48,6 +48,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--early", action="store_true", help="package the averages of the last checkpoint and stop"
     )
+    parser.add_argument(
+        "--more", type=int, default=1, help="videos of each motion that are measured besides the prompts"
+    )
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="for the card: where it ran")
     parser.add_argument("--note", default="", help="for the card: what else to know of this run")
     return parser.parse_args()
@@ -94,6 +97,7 @@ def main() -> None:
             "machine": opts.machine, "batch": opts.batch, "rate": opts.rate, "variants": opts.variants,
             "note": f" {opts.note}" if opts.note else "",
         },
+        more=opts.more,
     )  # fmt: skip
 
 

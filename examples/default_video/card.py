@@ -48,7 +48,7 @@ and motion, on changing backgrounds, it named all 128 right.
 
 | | right | of |
 |---|---|---|
-| subjects in motions that training had | {seen_right} | {seen} |
+| subjects in motions that training had, the sheet among them | {seen_right} | {seen} |
 | held-out pairs of subject and motion | {held_right} | {held} |
 
 By motion (both together): {by_motion}.{wrong}

@@ -3,7 +3,6 @@ samples and a card.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -45,37 +44,32 @@ class Asked:
         return caption(self.subject, self.motion, self.colour)
 
 
-def questions(words: list[str], *, shown: int = 6, seed: int = 1) -> list[Asked]:
-    """All pairs that were held out, on white, and `shown` others of each motion, half of them on colours."""
+def questions(words: list[str], prompts: list[str], *, more: int = 1, seed: int = 1) -> list[Asked]:
+    """The prompts, all pairs that were held out, on white, and `more` others of each motion on any colour."""
     hidden, random = held_out(len(words)), np.random.default_rng(seed)
-    asked = [Asked(words[i], MOTIONS[j], "white", False) for i, j in np.argwhere(hidden)]
-    for j, motion in enumerate(MOTIONS):
-        chosen = random.permutation(np.flatnonzero(~hidden[:, j]))[:shown]
-        colours = [random.choice(BACKGROUNDS[1:]) if k % 2 else "white" for k in range(shown)]
-        asked += [
-            Asked(words[i], motion, str(colour), True) for i, colour in zip(chosen, colours, strict=True)
-        ]
+    table = [
+        Asked(word, motion, colour, shown=not hidden[i, j])
+        for i, word in enumerate(words)
+        for j, motion in enumerate(MOTIONS)
+        for colour in BACKGROUNDS
+    ]
+    by_prompt = {each.prompt: each for each in table}
+    asked = [by_prompt[prompt] for prompt in prompts]
+    asked += [each for each in table if not each.shown and each.colour == "white"]
+    for motion in MOTIONS:
+        others = [each for each in table if each.shown and each.motion == motion and each not in asked]
+        asked += [others[i] for i in random.permutation(len(others))[:more]]
     return asked
-
-
-def answers(net: Net, decoder: Net, text: Text, asked: list[Asked], folder: Path) -> list[str]:
-    """The motion that each prompt's video shows, drawn once and kept in the folder with the pictures."""
-    file = folder / "motions.json"
-    if not file.exists():
-        videos = draw(net, decoder, text, [each.prompt for each in asked])
-        sheet(videos.reshape(-1, *videos.shape[2:]), folder / "motions.png", columns=CONFIG.frames)
-        write_json(file, [read(video).motion for video in videos])
-    found: list[str] = json.loads(file.read_text())
-    return found
 
 
 def write(
     folder: Path, net: Net, decoder: Net, text: Text, words: list[str], prompts: list[str], run: Path,
-    facts: dict[str, object],
+    facts: dict[str, object], *, more: int = 1,
 ) -> None:  # fmt: skip
     """Write weights in bfloat16, config, index, samples and card.
 
-    run: the folder of the training, for its log. facts: for the card.
+    run: the folder of the training, for its log. facts: for the card. more: how many videos of each motion
+    are measured besides the prompts and the held-out pairs.
     """
     stored = net.astype(jnp.bfloat16)
     part = folder / "transformer"
@@ -89,8 +83,10 @@ def write(
     write_json(folder / "model_index.json", INDEX)
 
     rounded = stored.astype(jnp.float32)
-    videos = draw(rounded, decoder, text, prompts)
-    sheet(videos.reshape(-1, *videos.shape[2:]), folder / "samples.png", columns=CONFIG.frames)
-    asked = questions(words)
-    found = answers(rounded, decoder, text, asked, run)
+    asked = questions(words, prompts, more=more)
+    videos = draw(rounded, decoder, text, [each.prompt for each in asked])
+    frames = videos.reshape(-1, *videos.shape[2:])
+    sheet(frames[: len(prompts) * CONFIG.frames], folder / "samples.png", columns=CONFIG.frames)
+    sheet(frames, run / "motions.png", columns=CONFIG.frames)
+    found = [read(video).motion for video in videos]
     write_card(folder, run, prompts, asked, found, stored.nbytes(), facts)

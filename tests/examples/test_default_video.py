@@ -77,11 +77,13 @@ def test_one_pair_of_each_motion_is_held_out_and_asked_for():
     hidden = clips.held_out(len(words))
     assert (hidden.sum(axis=0) == 1).all()
     assert hidden.sum(axis=1).max() == 1
-    asked = package.questions(words)
-    pairs = {(each.subject, each.motion): each.shown for each in asked}
-    assert len(pairs) == len(asked) == 7 * len(clips.MOTIONS)
-    for (subject, name), shown in pairs.items():
-        assert shown != hidden[words.index(subject), clips.MOTIONS.index(name)]
+    prompts = [clips.caption(words[0], clips.MOTIONS[j], "blue") for j in np.flatnonzero(~hidden[0])]
+    asked = package.questions(words, prompts, more=2)
+    assert [each.prompt for each in asked[: len(prompts)]] == prompts
+    assert len({each.prompt for each in asked}) == len(asked) == len(prompts) + 3 * len(clips.MOTIONS)
+    assert sum(not each.shown for each in asked) == len(clips.MOTIONS)
+    for each in asked:
+        assert each.shown != hidden[words.index(each.subject), clips.MOTIONS.index(each.motion)]
 
 
 def test_films_are_made_once_and_encode_what_they_show(tmp_path):
