@@ -218,9 +218,10 @@ class _Bench:
 
     def _record(self, name: str, pipeline: Pipeline, recipe: Recipe | None) -> dict[str, Any]:
         """What float and quantized variants share: the pictures, sizes and times."""
-        self._pictures(name, pipeline)
+        compiled = self._pictures(name, pipeline)
         first = self.conditions[: self.batch]
-        pipeline(first, seed=self.seed)  # compiled already, unless the pictures were there
+        if not compiled:
+            pipeline(first, seed=self.seed)
         started = time.perf_counter()
         pipeline(first, seed=self.seed)
         seconds = (time.perf_counter() - started) / len(first)
@@ -242,11 +243,14 @@ class _Bench:
             "versions": versions(),
         }
 
-    def _pictures(self, name: str, pipeline: Pipeline) -> None:
+    def _pictures(self, name: str, pipeline: Pipeline) -> bool:
+        """Make those that are not there; whether all were made, in batches of one program."""
         what = f"{self.model}, {name}: pictures (compiles first)"
         with self.progress(what, len(self.conditions)) as advance:
             folder = self.out / "pictures" / self.model / name
+            fresh = not folder.exists()
             generate(pipeline, self.conditions, folder, seed=self.seed, batch=self.batch, advance=advance)
+        return fresh
 
     def _quality(self, name: str) -> dict[str, float | None]:
         """The measures against the float samples; None for the infinite PSNR of equal ones."""
