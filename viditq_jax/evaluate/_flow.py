@@ -16,7 +16,7 @@ from skimage.registration import optical_flow_ilk
 Video = UInt8[np.ndarray, "t h w 3"]
 
 _SHORTEST = 128  # pixels of the shorter side are averaged down to not much more
-_WINDOW = 12  # the shorter side is this many times the radius in which places move alike
+_WINDOW = 9  # the shorter side is this many times the radius in which places move alike
 
 
 class Flows(NamedTuple):

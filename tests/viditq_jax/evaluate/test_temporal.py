@@ -28,6 +28,13 @@ def test_motion_error_is_the_distance_of_two_motions_in_pixels() -> None:
     assert motion_error(moving(0, 3), moving(4)) == pytest.approx(5, rel=0.05)
 
 
+def test_noise_is_no_motion() -> None:
+    """Of 4 levels, as of a coarse quantization: the flow of a window of 15 pixels hardly feels it."""
+    noise = np.random.default_rng(2).normal(0, 4, moving(2).shape)
+    noisy = (moving(2) + noise).clip(0, 255).astype(np.uint8)
+    assert motion_error(noisy, moving(2)) < 0.1
+
+
 def test_motion_of_large_videos_is_told_in_their_own_pixels() -> None:
     """Frames of 256 pixels are halved before the flow is computed."""
     assert motion_error(moving(2, enlarge=4), moving(-1, enlarge=4)) == pytest.approx(12, rel=0.05)
