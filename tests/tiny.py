@@ -125,10 +125,7 @@ def quantized(pipeline: Pipeline, recipe: Recipe, stats: Stats | None = None) ->
 
 
 def assert_same(found: Pipeline, wanted: Pipeline) -> None:
-    """Equal arrays in equal structures and equal plans: all that programs are given, so equal pictures.
-
-    To compare these pictures costs much more: arrays that were loaded compile every program again.
-    """
+    """Equal arrays in equal structures and equal plans: all that programs are given, so equal pictures."""
     assert found.plan() == wanted.plan()
     assert (found.recipe, found.guidance, found.files) == (wanted.recipe, wanted.guidance, wanted.files)
     np.testing.assert_array_equal(

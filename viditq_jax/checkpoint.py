@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -250,14 +251,9 @@ def restore(path: str | Path, name: str, target: Net) -> Net:
         if faults:
             shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
             raise ArtifactError(f"{folder} does not hold the model that {FACTS_FILE} describes: {shown}.")
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        leaves = {
-            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            for key, leaf in wanted.items()
-        }
-        restored = checkpointer.restore(
-            folder,
-            ocp.args.PyTreeRestore(leaves, restore_args=ocp.checkpoint_utils.construct_restore_args(leaves)),
-        )
+        # Through the host: arrays tied to a device would compile anew what fresh arrays have compiled.
+        args = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in wanted}
+        restored = checkpointer.restore(folder, ocp.args.PyTreeRestore(dict(wanted), restore_args=args))
     structure = jax.tree.structure(target.params)
-    return Net(jax.tree.unflatten(structure, [restored[key] for key in wanted]), target.graphdef)
+    leaves = [jnp.asarray(restored.pop(key)) for key in wanted]
+    return Net(jax.tree.unflatten(structure, leaves), target.graphdef)

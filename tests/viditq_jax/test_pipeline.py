@@ -89,7 +89,10 @@ def test_a_saved_pipeline_comes_back_bit_for_bit(recipe: str, tmp_path: Path) ->
     if recipe == "w8a8":
         pictures = quantized(PROMPTS, seed=3)
         np.testing.assert_array_equal(quantized(PROMPTS, seed=3), pictures)
+        counted = (programs.denoise, programs.encode_text, programs.decode)
+        before = [fn._cache_size() for fn in counted]
         np.testing.assert_array_equal(loaded(PROMPTS, seed=3), pictures)
+        assert [fn._cache_size() for fn in counted] == before, "a loaded pipeline compiles nothing anew"
 
 
 def test_pictures_of_a_quantized_pipeline_agree_in_batches_of_1_4_and_16() -> None:
