@@ -29,8 +29,9 @@ record-kernels: OPTIONS := --record
 record-kernels: $(TARGETS:%=check-kernels-%)
 	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m benchmarks.kernel_tables
 
+# XLA_FLAGS: machine code is looked at as users get it, and not as other tests compile.
 check-kernels-%: .venv-kernels/.installed
-	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest --override-ini python_files='check_*.py' \
+	JAX_PLATFORMS=cpu XLA_FLAGS= .venv-kernels/bin/python -m pytest --override-ini python_files='check_*.py' \
 		tests/machine_code --target $* $(OPTIONS)
 
 # Triton's kernels interpreted and assembled: `make test` does without Triton, and skips these.

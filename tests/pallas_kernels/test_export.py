@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pallas_kernels.attention import attention
+from pallas_kernels.attention import cases as heads
 from pallas_kernels.hadamard import cases as rotations
 from pallas_kernels.hadamard import hadamard
 from pallas_kernels.packed_matmul import cases as packed
@@ -115,3 +117,13 @@ def test_hadamard_gives_rows_of_the_same_shape(case):
     )
     (result,) = program.out_avals
     assert (result.shape, result.dtype) == ((m, k), jnp.float32)
+
+
+@pytest.mark.parametrize("case", heads.CASES)
+def test_attention_of_8_bits_has_scores_that_are_integer_products_summed_in_int32(case):
+    b, n, l, h, d = heads.CASES[case]  # noqa: E741
+    q, k = array(b, n, h, d, dtype=jnp.bfloat16), array(b, l, h, d, dtype=jnp.bfloat16)
+    program, dots = exported(lambda q, k, v: attention(q, k, v, qk_bits=8, implementation="xla"), q, k, k)
+    assert ("i8", "i8", "i32") in dots
+    (result,) = program.out_avals
+    assert (result.shape, result.dtype) == (q.shape, q.dtype)
