@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 out=${OUT:-runs/bench}
 python=${PYTHON:-python3}
 mkdir -p "$out"
-export PYTHONPATH=. PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+# XLA_FLAGS: the numerics are those of programs as users compile them, not as other tests do.
+export PYTHONPATH=. PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_FLAGS="${XLA_FLAGS-}"
 started=$SECONDS
 
 # Numerics first: of every case of every op, whatever this device runs. Our pytest options name packages that
