@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-# Programs compile in less than half the time, and every number that is not a sum in another order stays. XLA's
-# own choice is what XLA_FLAGS="" gives: the examples are run with it.
+# Programs compile in less than half the time, and every number that is not a sum in another order stays.
+# XLA_FLAGS="" gives programs as users have them.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)  # before JAX reads them, at its first use of a device
 
