@@ -131,6 +131,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--stage", each, "--models", name, "--folder", folder]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 record[each] = json.loads(output.splitlines()[-1])
+                print(json.dumps({each: record[each]}), file=sys.stderr, flush=True)  # lest a kill loses it
         print(json.dumps(record), flush=True)
 
 
