@@ -7,15 +7,12 @@ from typing import Any
 
 from pallas_kernels import compat, dispatch
 from tests.machine_code.record import FOLDER, machine_code
-from tests.machine_code.rows import LIBRARIES, OPS, ROWS
+from tests.machine_code.rows import ASSEMBLED, LIBRARIES, OPS, ROWS
 from tests.machine_code.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "kernels.md"
 TPU = compat.Tpu("TPU v5e")
-ASSEMBLED = {
-    "triton": ("sm_80", "sm_89")
-}  # implementations whose machine code is read for some targets alone
 PROCESSORS = {"vnni": "run, with AVX512-VNNI"}  # implementations that not every CPU has
 Table = list[list[str]]
 _SPILLS = {"spill_stores": "spill stores", "spill_loads": "loads", "loop_spills": "of them in the loop"}

@@ -19,6 +19,7 @@ from tests.machine_code.targets import TARGETS
 from viditq_jax import load_recipe
 from viditq_jax.models import pixart
 from viditq_jax.net import Net, abstract
+from viditq_jax.nn import adaln_single
 from viditq_jax.quant.apply import quantize
 
 CONFIG = dataclasses.replace(pixart.CONFIGS["pixart-sigma-xl-2-512-ms"], depth=1)
@@ -81,7 +82,8 @@ def _block(
 ) -> tuple[jax.Array, list[jax.Array]]:
     """The output of the first block, and what its attention reads. attended: what attention gives."""
     reads: list[jax.Array] = []
-    with mock.patch.object(pixart, "attention", _core(kv, attended, reads)):
+    core = _core(kv, attended, reads)
+    with mock.patch.object(pixart, "attention", core), mock.patch.object(adaln_single, "attention", core):
         y = nnx.merge(net.graphdef, net.params).blocks[0](x, modulation, kv, None, SIDE)
     return y, reads
 

@@ -22,6 +22,8 @@ INT8 = {"sm_80": "IMMA", "sm_89": "IMMA", "sm_90": "IGMMA"}
 WITHOUT = dict.fromkeys(INT8, "")
 FP8 = jnp.float8_e4m3fn
 LIBRARIES = {"cudnn"}  # implementations by a library that is not among the wheels: nothing compiles them here
+# Implementations whose machine code `make check-triton` reads, and of which targets.
+ASSEMBLED = {"triton": ("sm_80", "sm_89")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
