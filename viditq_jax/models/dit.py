@@ -56,6 +56,8 @@ CONFIGS = {
     for patch in (2, 4, 8)
     for pixels in (256, 512)
 }
+# What layers decide, for the search of bits; those that no pattern matches, how frames look.
+GROUPS: dict[str, tuple[str, ...]] = {}
 
 
 class Table(nnx.Module):

@@ -44,6 +44,8 @@ CONFIGS = {
     "latte-xl-2-ucf101": Config(classes=101),
     "latte-xl-2-unconditional": Config(),  # FaceForensics, SkyTimelapse, Taichi-HD
 }
+# What layers decide, for the search of bits; those that no pattern matches, how frames look.
+GROUPS = {"temporal": ("blocks/*[13579]/attn/*",)}  # every second block
 
 
 def position_tables(cfg: Config) -> dict[str, np.ndarray]:

@@ -48,6 +48,8 @@ class Config:
 
 
 CONFIGS = {"latte-1": Config()}
+# What layers decide, for the search of bits; those that no pattern matches, how frames look.
+GROUPS = {"text": ("*/cross_attn/*",), "temporal": ("*/temporal/attn/*",)}
 
 
 class SpatialBlock(nnx.Module):

@@ -76,6 +76,8 @@ CONFIGS = {
     "pixart-sigma-xl-2-1024-ms-kv": dataclasses.replace(_SIGMA_1024, kv_compress=_COMPRESSED),
     "pixart-sigma-xl-2-2k-ms-kv": dataclasses.replace(_SIGMA_2K, kv_compress=_COMPRESSED),
 }
+# What layers decide, for the search of bits; those that no pattern matches, how frames look.
+GROUPS = {"text": ("*/cross_attn/*",)}
 
 
 class Size(NamedTuple):

@@ -53,6 +53,8 @@ CONFIGS = {
     "stdit-xl-2-16x512x512": Config(),
     "stdit-xl-2-64x512x512": Config(frames=64, time_scale=2 / 3),
 }
+# What layers decide, for the search of bits; those that no pattern matches, how frames look.
+GROUPS = {"text": ("*/cross_attn/*",), "temporal": ("*/attn_temp/*",)}
 
 
 class Block(nnx.Module):

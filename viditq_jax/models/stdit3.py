@@ -52,6 +52,8 @@ class Config:
 
 
 CONFIGS = {"stdit3-xl-2": Config(), "stdit3-3b-2": Config(width=1872, heads=26)}
+# What layers decide, for the search of bits; those that no pattern matches, how frames look.
+GROUPS = {"text": ("*/cross_attn/*",), "temporal": ("*/temporal/attn/*",)}
 
 
 class Clip(NamedTuple):

@@ -1,0 +1,168 @@
+"""The table of a search: what the model loses when one unit has fewer bits, measured at the end of sampling.
+
+A unit is a layer, or some layers that share their bits, at all denoising times or in one range of them.
+Written as a file it has a line of settings, and then a line a measured unit; a line that a killed run left
+unfinished does not count.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from viditq_jax.quant.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a plan has to know of a layer.
+
+    numbers: of its weight. group: whose metric judges it. bytes: that it takes with each of the bits.
+    """
+
+    numbers: int
+    group: str
+    bytes: Mapping[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A unit with these bits, all others with the most: how far the samples then are, by metric."""
+
+    layers: tuple[str, ...]
+    bits: int
+    values: Mapping[str, float]
+    range: int | None = None
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], int, int | None]:
+        """What no two rows of a table share."""
+        return self.layers, self.bits, self.range
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All rows, and what they are of.
+
+    recipe: that gives the layers everything but their bits. bits: that a layer may have, rising. layers:
+    those whose bits are open, in the order of the model. bounds: times at which the ranges of the rows
+    meet; none where they are of all times. facts: how the rows were measured.
+    """
+
+    recipe: Recipe
+    bits: tuple[int, ...]
+    layers: Mapping[str, Layer]
+    rows: tuple[Row, ...] = ()
+    bounds: tuple[int, ...] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ranges(self) -> tuple[int | None, ...]:
+        """Of the rows of one unit."""
+        return tuple(range(len(self.bounds) + 1)) if self.bounds else (None,)
+
+    def units(self) -> list[tuple[str, ...]]:
+        """The layers of each unit, in the order of the rows."""
+        return list(dict.fromkeys(row.layers for row in self.rows))
+
+    def value(self, layers: tuple[str, ...], bits: int, metric: str) -> float:
+        """What a unit costs with these bits, summed over the ranges; with the most bits nothing.
+
+        Raises ValueError for what was not measured.
+        """
+        if bits == self.bits[-1]:
+            return 0.0
+        found = [row for row in self.rows if row.layers == layers and row.bits == bits]
+        if {row.range for row in found} != set(self.ranges) or any(metric not in r.values for r in found):
+            raise ValueError(
+                f"{', '.join(layers)} with {bits} bits lacks {metric!r}; the table is not finished: run the"
+                " search again with the same settings, and it goes on."
+            )
+        return sum(row.values[metric] for row in found)
+
+    def settings(self) -> dict[str, Any]:
+        """All but the rows, as JSON: what a run that goes on must share."""
+        layers = {path: dataclasses.asdict(layer) for path, layer in self.layers.items()}
+        head = {
+            "recipe": self.recipe.to_json(),
+            "bits": list(self.bits),
+            "bounds": list(self.bounds),
+            "layers": layers,
+            "facts": dict(self.facts),
+        }
+        return json.loads(json.dumps(head))
+
+    def with_rows(self, rows: Sequence[Row]) -> "Table":
+        """The table with these rows as well."""
+        return dataclasses.replace(self, rows=(*self.rows, *rows))
+
+    @classmethod
+    def read(cls, file: str | Path) -> "Table":
+        """The table that a search wrote. Raises ValueError for a file that is none, with the line."""
+        lines = Path(file).read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            head = json.loads(lines[0])
+            layers = {
+                path: Layer(
+                    int(each["numbers"]), str(each["group"]), {int(b): n for b, n in each["bytes"].items()}
+                )
+                for path, each in head["layers"].items()
+            }
+            table = cls(
+                Recipe.from_json(head["recipe"], file=str(file)),
+                tuple(head["bits"]),
+                layers,
+                bounds=tuple(head["bounds"]),
+                facts=head["facts"],
+            )
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is no table of a search ({type(error).__name__}: {error}); delete it and run again."
+            ) from error
+        return table.with_rows([_row(line, f"{file} line {i}") for i, line in enumerate(lines[1:], 2)])
+
+    def open(self, file: Path) -> "Table":
+        """The table with the rows that the file holds already; a fresh file if there is none.
+
+        Raises ValueError for a file of other settings.
+        """
+        if not file.is_file() or b"\n" not in file.read_bytes():  # killed before its first line was whole
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write(file, json.dumps(self.settings()) + "\n")
+            return self
+        held = Table.read(file)
+        ours, theirs = self.settings(), held.settings()
+        if differs := [name for name in ours if ours[name] != theirs[name]]:
+            raise ValueError(
+                f"{file} was made with another {', '.join(differs)}; give another folder for these settings."
+            )
+        text = file.read_bytes()
+        if not text.endswith(b"\n"):
+            _write(file, text[: text.rfind(b"\n") + 1].decode())
+        return self.with_rows(held.rows)
+
+
+def append(file: Path, row: Row) -> None:
+    """Add a row; once this returns, a kill does not lose it."""
+    line = json.dumps(dataclasses.asdict(row)) + "\n"
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        data = json.loads(line)
+        values = {str(name): float(value) for name, value in data["values"].items()}
+        return Row(tuple(data["layers"]), int(data["bits"]), values, data["range"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} is damaged: {line[:80]!r}; delete the file and search again.") from error
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,95 @@
+"""Charts of a search: what each layer costs, and quality over size."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+_LAYER = re.compile(r"blocks/(\d+)/(.+)")
+_STYLE: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "viditq"}
+_PLANS = {"milp": ("#3b6fb6", "o"), "greedy": ("#d1703c", "s"), "uniform": ("0.45", "D")}
+_FLOOR = 1e-3  # of the largest: what is below has the same colour
+
+
+def sensitivity_chart(record: Mapping[str, Any]) -> Figure:
+    """A map of what fewest bits cost, block by kind of layer, a map a denoising range; marked: more bits."""
+    rows = [row for row in record["sensitivities"] if row["bits"] == min(record["bits"])]
+    ranges = sorted({row["range"] for row in rows}, key=lambda r: -1 if r is None else r)
+    places = {path: _place(path) for row in rows for path in row["layers"]}
+    blocks = sorted({block for block, _ in places.values()})
+    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
+    values = np.full((len(ranges), len(kinds), len(blocks)), np.nan)
+    for row in rows:
+        for path in row["layers"]:
+            block, kind = places[path]
+            cell = ranges.index(row["range"]), kinds.index(kind), blocks.index(block)
+            values[cell] = row["values"][record["error"]]
+    most = float(np.nanmax(values)) or 1.0
+    with matplotlib.rc_context(_STYLE):
+        size = (1.6 + max(3.2, 0.38 * len(blocks)) * len(ranges) + 1.2, 1.2 + 0.34 * len(kinds))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(ranges), squeeze=False, sharey=True)[0]
+        norm = LogNorm(max(np.nanmin(values), most * _FLOOR), most)
+        for axis, r, each in zip(axes, ranges, values, strict=True):
+            image = axis.imshow(each, cmap="viridis", norm=norm, aspect="auto")
+            axis.set_xticks(range(len(blocks)), [str(block) for block in blocks])
+            axis.set_yticks(range(len(kinds)), kinds)
+            axis.set_xlabel("block")
+            axis.set_title(_range_name(record["bounds"], r), fontsize=9)
+            for path, bits in record["plan_bits"].items():
+                if bits > min(record["bits"]):
+                    block, kind = places[path]
+                    axis.plot(blocks.index(block), kinds.index(kind), "o", color="white", markersize=5,
+                              markeredgecolor="black", markeredgewidth=0.6)  # fmt: skip
+        bar = figure.colorbar(image, ax=list(axes))
+        bar.set_label(
+            f"squared relative error of the latents\nwith {min(record['bits'])} bits in this layer alone"
+        )
+        figure.suptitle(
+            f"Dots: more bits in the plan of {record['budget']:g} {record['measure']}", fontsize=9
+        )
+    return figure
+
+
+def pareto_chart(record: Mapping[str, Any]) -> Figure:
+    """Quality over size of all plans that were judged: decibels of the pictures, and error of the latents."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+        for axis, name, label in zip(
+            figure.subplots(1, 2),
+            ("psnr_db", "latent_rel_l2"),
+            ("PSNR against float, dB", "relative L2 of the latents"),
+            strict=True,
+        ):
+            for plan, (colour, marker) in _PLANS.items():
+                found = sorted(
+                    (row["average_bits"], row[name])
+                    for row in record["plans"]
+                    if row["plan"] == plan and row[name] is not None
+                )
+                line = "" if plan == "uniform" else "-"
+                axis.plot(*np.array(found).T, line, marker=marker, color=colour, label=plan)
+            axis.set_xlabel("average bits of the weights")
+            axis.set_ylabel(label)
+            axis.grid(True, color="0.9")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.legend(frameon=False)
+    return figure
+
+
+def _place(path: str) -> tuple[int, str]:
+    """The block and the kind of a layer; layers outside blocks stand before the first."""
+    match = _LAYER.fullmatch(path)
+    return (int(match[1]), match[2]) if match else (-1, path)
+
+
+def _range_name(bounds: list[int], r: int | None) -> str:
+    if r is None:
+        return "all denoising times"
+    low = bounds[r - 1] if r else 0
+    high = bounds[r] - 1 if r < len(bounds) else 999
+    return f"times {low} to {high}"

@@ -1,0 +1,223 @@
+"""Search of the bits of a pipeline's layers: sensitivities from its own samples, then a plan for a budget.
+
+    statistics.safetensors   calibration of the float model, where the recipe needs one
+    table.jsonl              sensitivities, a line a unit; a killed search goes on behind the last
+    plan.json                the recipe that was found, for `viditq quantize --recipe`
+    search.json              all plans that were judged, and how; what `viditq report` draws
+
+Units are measured with all other layers at the most bits and inputs that are not rounded, in one compiled
+program. Plans are judged on conditions that the search never saw.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from viditq_jax import plugins
+from viditq_jax.calibrate import calibrate
+from viditq_jax.checkpoint import fingerprint, versions
+from viditq_jax.compare import Progress, silent
+from viditq_jax.pipeline import Pipeline
+from viditq_jax.post_training import calibration_conditions, default_conditions
+from viditq_jax.quant.recipe import Recipe
+from viditq_jax.quant.search.allocate import allocate, bits_of
+from viditq_jax.quant.search.sensitivity import Metric, proxy, sensitivity, units
+from viditq_jax.quant.search.table import Layer, Table
+from viditq_jax.quant.search.variants import Variants, searched
+from viditq_jax.quant.stats import Stats
+from viditq_jax.search.judge import Judge, runner
+from viditq_jax.search.samples import METRICS, VIDEO_METRICS
+
+VISUAL = "visual"  # the group of layers that no pattern of the model's names
+SEARCHED = 8  # classes that a search samples
+GROUP_METRICS = {"text": "structure", VISUAL: "detail", "temporal": "motion"}
+
+
+def search(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    budget: int | float,
+    measure: str = "bits",
+    bits: Sequence[int] = (4, 8),
+    conditions: Sequence[str | int] | None = None,
+    judges: Sequence[str | int] | None = None,
+    by: str = "layer",
+    bounds: tuple[int, ...] = (),
+    budgets: Sequence[int | float] = (),
+    floors: Mapping[str, int] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    group_metrics: Mapping[str, str] | None = None,
+    cheap: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    seed: int = 0,
+    batch: int = 8,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measure sensitivities, choose bits within the budget, and judge the plan; what `search.json` holds.
+
+    pipeline: in floating point. recipe: gives the layers everything but their bits.
+    budget, measure, floors: of `allocate`. bits: that a layer may have. by: of `units`.
+    conditions: that the search samples; `search_conditions` where not given. judges: that plans are judged
+        on; the default conditions where not given.
+    bounds: times at which sensitivities are told apart; the plan is the same at all times.
+    budgets: more of them, for the curve of quality over size: each by program and by greedy rule.
+    metrics: (samples, reference) -> a number that is 0 where they are equal; with "latent", which splits
+        the budget between groups. group_metrics: the metric of each group of the model's layers.
+    cheap: sensitivities from the statistics alone, without sampling; needs a rounding that keeps Gram
+        matrices.
+    shard: (i, n) measures every n-th unit from i on, and makes no plan unless it is (0, 1).
+    Raises ValueError for a quantized pipeline, for an `out` of other settings, and as `allocate` does.
+    """
+    if pipeline.recipe is not None:
+        raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
+    bits = tuple(sorted(set(bits)))
+    if len(bits) < 2:
+        raise ValueError(f"bits are {list(bits)}; give at least two to choose from.")
+    out, net = Path(out), pipeline.denoiser
+    known = VIDEO_METRICS if pipeline.frames is not None else METRICS
+    chosen = dict(known if metrics is None else metrics)
+    samples = list(search_conditions(pipeline) if conditions is None else conditions)
+    count = len(units(list(searched(recipe, net)), by)) * (len(bits) - 1) * (len(bounds) + 1)
+    out.mkdir(parents=True, exist_ok=True)
+    stats = _statistics(pipeline, recipe, out, seed + 1, batch, progress)
+    with progress("quantizing to each of the bits", len(bits)) as advance:
+        variants = Variants.of(net, recipe, bits, stats)
+        advance(len(bits))
+    table = _empty(pipeline, recipe, variants, bits, bounds, by, samples, seed, batch, sorted(chosen))
+    if cheap:
+        table, error = proxy(net, table, variants, stats, by=by), "layer_error"
+    else:
+        run = runner(pipeline, variants.weights_alone(), samples, seed, batch, bounds)
+        error = "latent"
+        file = out / ("table.jsonl" if shard == (0, 1) else f"table-{shard[0]}-of-{shard[1]}.jsonl")
+        with progress("sensitivities (the first sample compiles)", -(-count // shard[1])) as advance:
+            table = sensitivity(run, table, chosen, by=by, file=file, shard=shard, advance=advance)
+        if shard != (0, 1):
+            return {"table": str(file), "rows": len(table.rows)}
+    groups = GROUP_METRICS if group_metrics is None else group_metrics
+    groups = {} if cheap else {group: metric for group, metric in groups.items() if metric in chosen}
+    options: dict[str, Any] = {"measure": measure, "metrics": groups, "error": error, "floors": floors}
+    best = allocate(table, budget=budget, **options)
+    plans: dict[tuple[float, str], dict[str, int]] = {}
+    for each in dict.fromkeys([budget, *budgets]):
+        for method in ("milp", "greedy"):
+            plans[each, method] = bits_of(table, allocate(table, budget=each, method=method, **options))
+    plans |= {(float(b), "uniform"): dict.fromkeys(table.layers, b) for b in bits}
+    judge = Judge(pipeline, variants, judges, seed, batch, progress)
+    rows = []
+    with progress("judging plans", len(plans)) as advance:
+        for (each, method), found in plans.items():
+            rows.append({"budget": each, "plan": method, **judge.figures(table, found, error)})
+            advance(1)
+    record = {
+        "model": pipeline.facts["denoiser"]["model"],
+        "budget": budget,
+        "measure": measure,
+        "recipe": recipe.name,
+        "bits": list(bits),
+        "bounds": list(bounds),
+        "by": by,
+        "error": error,
+        "group_metrics": groups,
+        "plan": best.to_json(),
+        "plan_bits": plans[budget, "milp"],
+        "plans": rows,
+        "sensitivities": [dataclasses.asdict(row) for row in table.rows],
+        "groups": {path: layer.group for path, layer in table.layers.items()},
+        "prompts": len(judge.conditions),
+        "search_prompts": 0 if cheap else len(samples),
+        "seed": seed,
+        "steps": pipeline.steps,
+        "device": jax.devices()[0].device_kind,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": versions(),
+    }
+    best.save(out / "plan.json")
+    partial = out / ".search.json.partial"
+    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(out / "search.json")
+    return record
+
+
+def search_conditions(pipeline: Pipeline) -> list[str | int]:
+    """What a search samples: conditions that no default condition is among."""
+    if pipeline.facts["conditions"]["kind"] == "label":
+        taken = set(default_conditions(pipeline))
+        fresh = [c for c in range(int(pipeline.facts["conditions"]["classes"])) if c not in taken]
+        spread: list[str | int] = [*fresh[:: max(1, len(fresh) // SEARCHED)]]
+        return spread[:SEARCHED] or default_conditions(pipeline)
+    name = "search.txt" if pipeline.frames is None else "search-video.txt"
+    text = (resources.files("viditq_jax.assets") / "prompts" / name).read_text(encoding="utf-8")
+    return list(text.splitlines())
+
+
+def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The judged plans of a search, one flat row each."""
+    shared = {
+        name: record[name] for name in ("recipe", "prompts", "seed", "steps", "device", "date", "versions")
+    }
+    return [{**row, **shared} for row in record["plans"]]
+
+
+def _statistics(
+    pipeline: Pipeline, recipe: Recipe, out: Path, seed: int, batch: int, progress: Progress
+) -> Stats:
+    if not recipe.needs_stats:
+        return {}
+    samples = calibration_conditions(pipeline)
+    with progress("calibrating", len(samples)) as advance:
+        return calibrate(
+            pipeline, samples, recipe, seed=seed, batch=batch, file=out / "statistics.safetensors",
+            advance=advance,
+        )  # fmt: skip
+
+
+def _empty(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    variants: Variants,
+    bits: tuple[int, ...],
+    bounds: tuple[int, ...],
+    by: str,
+    conditions: list[str | int],
+    seed: int,
+    batch: int,
+    metrics: list[str],
+) -> Table:
+    """The table without rows, and with all that a run that goes on must share."""
+    weights = pipeline.denoiser.weights()
+    patterns = plugins.find("viditq_jax.models", pipeline.facts["denoiser"]["model"]).GROUPS
+
+    def group(path: str) -> str:
+        named = (name for name, each in patterns.items() if any(fnmatchcase(path, p) for p in each))
+        return next(named, VISUAL)
+
+    layers = {
+        path: Layer(
+            math.prod(weights[path].shape), group(path), {b: variants.stored_bytes(path, b) for b in bits}
+        )
+        for path in variants.layers
+    }
+    facts = {
+        "by": by,
+        "conditions": [str(condition) for condition in conditions],
+        "seed": seed,
+        "batch": batch,
+        "metrics": metrics,
+        "sampler": pipeline.facts["sampler"],
+        "guidance": pipeline.facts["guidance"],
+        "weights": fingerprint(pipeline.nets()),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+    }
+    return Table(recipe, bits, layers, bounds=bounds, facts=facts)
