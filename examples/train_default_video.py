@@ -40,7 +40,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--assets", type=Path, help="where the package goes; OUT/package where not given")
     parser.add_argument("--steps", type=int, default=1000, help="updates of the denoiser")
     parser.add_argument("--batch", type=int, default=6, help="clips in a step")
-    parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
     parser.add_argument("--variants", type=int, default=8, help="films of each subject in each motion")
     parser.add_argument(
         "--bf16", action="store_true", help="compute in bfloat16 (faster on a GPU, slower on a CPU)"

@@ -1,13 +1,14 @@
 """The card of the packaged video model: what it is, how it was made, what it can do, and its notices."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from default_model.card import read_log
 from default_model.data import PACKAGES
-from default_video.clips import BACKGROUNDS, FILMED, FRAMES, MOTIONS, STYLE, SUBJECTS
+from default_video.clips import BACKGROUNDS, FILMED, FRAMES, MOTIONS, STYLE, SUBJECTS, WHITE
 from default_video.denoiser import CONFIG, GUIDANCE, NO_PROMPT, SHIFT, STEPS
 
 _CARD = """\
@@ -58,16 +59,17 @@ By motion (both together): {by_motion}.{wrong}
 Icons of npm package `{package}` (Apache-2.0), {subject_count} subjects that the image model
 draws well. An icon is drawn at 192x192, moved, scaled and turned by less than pixels along a random track,
 and averaged down to 64x64. {variants} films of each subject in each of {filmed} filmed motions; run
-backwards, they also show the opposite motions. Half of the films are on white, the others on one of
+backwards, they also show the opposite motions. {white:.0%} of the films are on white, the others on one of
 {colour_count} colours. {held} pairs of subject and motion, one a subject at most, are never shown.
 
 ## Training
 
 On {machine}. {steps_done} steps of {batch} clips, {minutes:.0f} minutes; loss at the end {loss:.4f} (squared
-error of the velocity). It starts from the weights of the image model; attention across frames begins as zero.
-Muon with AdamW for what is no matrix (optax {optax}), peak rate {rate:g}; the averaged weights are kept. The
-noise schedule is that of the image model, times are drawn as there with log signal-to-noise ratios lower by
-{shift:.2f} = log {frames}; {no_prompt:.0%} of the captions are dropped. The text encoder is frozen.{note}
+error of the velocity). It starts from the weights of the image model; attention across frames begins as zero,
+but for the first block, which tells frames apart from the start. Muon with AdamW for what is no matrix (optax
+{optax}), peak rate {rate:g}; the averaged weights are kept. The
+noise schedule is that of the image model; times are drawn as there, with log signal-to-noise ratios lower by
+{shift:.2f}; {no_prompt:.0%} of the captions are dropped. The text encoder is frozen.{note}
 
 Made by `examples/train_default_video.py`: the same command makes it again (jax {jax}, flax {flax}, resvg_py
 {resvg-py}).
@@ -114,15 +116,15 @@ def write_card(
         guidance=GUIDANCE,
         steps=STEPS,
         prompts="\n".join(f"{i}. {prompt}" for i, prompt in enumerate(prompts, 1)),
-        subjects=", ".join(name.replace("-", " ") for name in SUBJECTS),
-        motions=", ".join(MOTIONS),
-        backgrounds=", ".join(BACKGROUNDS),
+        subjects=_list(name.replace("-", " ") for name in SUBJECTS),
+        motions=_list(MOTIONS),
+        backgrounds=_list(BACKGROUNDS),
         seen=len(groups[True]),
         seen_right=sum(groups[True]),
         held=len(groups[False]),
         held_right=sum(groups[False]),
-        by_motion="; ".join(each_motion),
-        wrong=f" Wrong: {'; '.join(wrong)}." if wrong else "",
+        by_motion=_list(each_motion),
+        wrong=f"\n\nWrong: {_list(wrong)}." if wrong else "",
         package=PACKAGES[STYLE],
         subject_count=len(SUBJECTS),
         filmed=len(FILMED),
@@ -131,8 +133,14 @@ def write_card(
         minutes=last["seconds"] / 60,
         loss=last["loss"],
         shift=SHIFT,
+        white=WHITE,
         no_prompt=NO_PROMPT,
         **{name: metadata.version(name) for name in ("optax", "jax", "flax", "resvg-py")},
         **facts,
     )
     (folder / "CARD.md").write_text(card)
+
+
+def _list(words: Iterable[str]) -> str:
+    """Separated by commas, in lines of the card's width."""
+    return textwrap.fill(", ".join(words), 108, subsequent_indent="  ", break_long_words=False)

@@ -29,9 +29,9 @@ CONFIG = stdit.Config(
 )  # fmt: skip
 SAMPLER, NO_PROMPT = image.SAMPLER, image.NO_PROMPT
 GUIDANCE, STEPS = 4.5, 20
-# What frames have in common shows through their noise as if there were less of it: as much signal as in one
-# picture is spread over all frames, so training is moved to more noise.
-SHIFT = 2 * float(np.log(FRAMES))
+# What frames have in common shows through their noise as if there were less of it, and motion is decided
+# where no frame shows anything by itself; so training is moved to more noise.
+SHIFT = 1.5 * float(np.log(FRAMES))
 QUICK = 2.0
 NUMBER = 0.4  # how much a frame's number is heard at the start, before the gate of the block
 

@@ -130,7 +130,7 @@ def test_an_autoencoder_without_a_config_has_the_scale_of_the_published_one(
         convert(tmp_path / "x.pt", config=SIZES, vae=parts / "vae" / "vae.safetensors")
 
 
-def test_a_video_model_converts_and_says_that_it_is_not_sampled(tmp_path: Path) -> None:
+def test_a_video_model_converts_with_its_frames_and_asks_for_a_text_encoder(tmp_path: Path) -> None:
     told = {"heads": 4, "input_size": 8, "frames": 3, "space_scale": 0.5, "time_scale": 1.0}
     config = stdit.Config(**told, depth=1, width=16, text_length=5, caption_channels=8)
     net = tiny.randomized(abstract(stdit.build, config), 5)
@@ -139,7 +139,7 @@ def test_a_video_model_converts_and_says_that_it_is_not_sampled(tmp_path: Path) 
     assert (artifact.facts["frames"], artifact.facts["image_size"]) == (3, [64, 64])
     assert_equal(artifact.nets["denoiser"](), net)
     save(artifact, tmp_path / "video")
-    with pytest.raises(ValueError, match="stdit makes videos of 3 frames, and only pictures are sampled"):
+    with pytest.raises(ValueError, match="has no text encoder"):
         load_pipeline(tmp_path / "video").latents(["a red apple"])
 
 

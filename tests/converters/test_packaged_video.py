@@ -35,7 +35,8 @@ def test_each_prompt_is_drawn_once_in_samples() -> None:
 
     prompts = (ASSETS / "prompts/default-video.txt").read_text().splitlines()
     assert len(prompts) == len(set(prompts)) == 16
-    assert Image.open(PACKAGE / "samples.png").size == (8 * 64, len(prompts) * 64)
+    with Image.open(PACKAGE / "samples.png") as sheet:
+        assert sheet.size == (8 * 64, len(prompts) * 64)
     card = (PACKAGE / "CARD.md").read_text()
     assert all(prompt in card for prompt in prompts)
 
