@@ -33,9 +33,9 @@ DPM-Solver++, seed 0:
 A prompt is a subject, a motion and, unless it is white, a background: "red apple moving left", "pizza
 spinning on a yellow background". Recommended: {steps} steps, guidance {guidance:g}.
 
-* Subjects: {subjects}.
-* Motions: {motions}.
-* Backgrounds: {backgrounds}.
+{subjects}
+{motions}
+{backgrounds}
 
 It can: show these subjects in these motions. It cannot: do anything else. Other subjects of the image model
 are drawn as far as its weights still know them, details of small objects are blurred, and the colours of
@@ -52,7 +52,7 @@ and motion, on changing backgrounds, it named all 128 right.
 | subjects in motions that training had, the sheet among them | {seen_right} | {seen} |
 | held-out pairs of subject and motion | {held_right} | {held} |
 
-By motion (both together): {by_motion}.{wrong}
+{by_motion}{wrong}
 
 ## Data
 
@@ -116,15 +116,15 @@ def write_card(
         guidance=GUIDANCE,
         steps=STEPS,
         prompts="\n".join(f"{i}. {prompt}" for i, prompt in enumerate(prompts, 1)),
-        subjects=_list(name.replace("-", " ") for name in SUBJECTS),
-        motions=_list(MOTIONS),
-        backgrounds=_list(BACKGROUNDS),
+        subjects=_list("* Subjects:", [name.replace("-", " ") for name in SUBJECTS]),
+        motions=_list("* Motions:", MOTIONS),
+        backgrounds=_list("* Backgrounds:", BACKGROUNDS),
         seen=len(groups[True]),
         seen_right=sum(groups[True]),
         held=len(groups[False]),
         held_right=sum(groups[False]),
-        by_motion=_list(each_motion),
-        wrong=f"\n\nWrong: {_list(wrong)}." if wrong else "",
+        by_motion=_list("By motion (both together):", each_motion),
+        wrong="\n\n" + _list("Wrong:", wrong) if wrong else "",
         package=PACKAGES[STYLE],
         subject_count=len(SUBJECTS),
         filmed=len(FILMED),
@@ -141,6 +141,6 @@ def write_card(
     (folder / "CARD.md").write_text(card)
 
 
-def _list(words: Iterable[str]) -> str:
-    """Separated by commas, in lines of the card's width."""
-    return textwrap.fill(", ".join(words), 108, subsequent_indent="  ", break_long_words=False)
+def _list(title: str, words: Iterable[str]) -> str:
+    """A title and what it lists, in lines of the card's width."""
+    return textwrap.fill(f"{title} {', '.join(words)}.", 108, subsequent_indent="  " * title.startswith("*"))

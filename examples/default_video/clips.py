@@ -5,7 +5,9 @@ little around what the motion says: a thousand steps are enough to learn one way
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from default_model.data import COLOURS, SIDE, Icon, background, picture
@@ -74,11 +76,10 @@ def track(motion: str, random: Generator) -> Track:
     return Track(x, y, size, turn)
 
 
-def film(image: object, track: Track) -> np.ndarray:
-    """The icon's picture along a track, premultiplied RGBA, uint8 [FRAMES, SIDE, SIDE, 4]."""
+def film(image: Any, track: Track) -> np.ndarray:
+    """The icon's `picture` along a track, premultiplied RGBA, uint8 [FRAMES, SIDE, SIDE, 4]."""
     from PIL import Image
 
-    assert isinstance(image, Image.Image)
     source = image.convert("RGBa")  # premultiplied: transparent pixels do not bleed into edges
     frames = []
     for x, y, size, turn in zip(track.x, track.y, track.size, np.radians(track.turn), strict=True):
@@ -136,7 +137,9 @@ class Films:
     colours: np.ndarray
 
 
-def make(icons: list[Icon], encode, file: Path, *, variants: int, seed: int = 0) -> Films:
+def make(
+    icons: list[Icon], encode: Callable[[np.ndarray], Any], file: Path, *, variants: int, seed: int = 0
+) -> Films:
     """Film every subject, `variants` times a motion, and encode the frames.
 
     file: what files of latents begin with; one a subject, and what is there already is read.
