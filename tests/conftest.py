@@ -13,6 +13,7 @@ import pytest
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)  # before JAX reads them, at its first use of a device
 
+LONGEST = "test_examples.py"  # minutes: begun last, it would run alone at the end
 MOST_BYTES = 2 << 30
 _PAGE = 4096
 
@@ -21,6 +22,11 @@ def resident_bytes() -> int:
     """Of this process; 0 where the system does not tell."""
     file = Path("/proc/self/statm")
     return _PAGE * int(file.read_text().split()[1]) if file.is_file() else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first; the others in their order."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(scope="module", autouse=True)

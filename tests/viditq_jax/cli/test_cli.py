@@ -22,7 +22,7 @@ from viditq_jax.cli.generate import Options as GenerateOptions
 from viditq_jax.cli.generate import default_folder
 from viditq_jax.load import load_pipeline
 
-VERBS = ("bench", "calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report")
+VERBS = ("bench", "calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report", "search")
 
 
 @pytest.fixture(scope="module")
