@@ -209,6 +209,14 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return facts
 
 
+def write_json(file: Path, value: Any) -> None:
+    """Write a record, whole or not at all. Raises ValueError for a number that JSON has not, such as NaN."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
 def fingerprint(nets: Mapping[str, Net]) -> str:
     """A sha256 of every array of the Nets, with its name and type: equal weights give equal fingerprints."""
     digest = hashlib.sha256()

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from viditq_jax.calibrate import calibrate
-from viditq_jax.checkpoint import fingerprint, versions
+from viditq_jax.checkpoint import fingerprint, versions, write_json
 from viditq_jax.drift import Drift, layer_noise, times, trajectory
 from viditq_jax.evaluate import TEMPORAL, evaluate
 from viditq_jax.generate import generate
@@ -126,7 +126,7 @@ def compare_recipes(
             records["variants"][f"{model}/{name}"] = {
                 key: value for key, value in record.items() if key != "noise_floor"
             }
-            _write_json(Path(out) / "metrics.json", records)
+            write_json(Path(out) / "metrics.json", records)
     return records
 
 
@@ -292,7 +292,7 @@ class _Bench:
 
     def save(self, name: str, recipe: Recipe | None, record: Mapping[str, Any]) -> None:
         """Write the record of a finished variant."""
-        _write_json(self._result(name), {"settings": self._settings(recipe), "record": record})
+        write_json(self._result(name), {"settings": self._settings(recipe), "record": record})
 
     def forget(self, name: str) -> None:
         """Remove what an earlier run wrote of a variant."""
@@ -345,10 +345,3 @@ def _fitting(
         else:
             loaded[label] = recipe
     return loaded, skipped
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(file)

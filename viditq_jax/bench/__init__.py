@@ -7,7 +7,6 @@ Both begin with the device, its versions, the date, and the ceilings that were m
 record is written anew after each case, so that what was measured outlives whatever comes after.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from viditq_jax.bench.device import ceilings, header, on_cpu
 from viditq_jax.bench.models import Workload
 from viditq_jax.bench.ops import bench_case
 from viditq_jax.bench.pipelines import bench_workload, measured_peak
+from viditq_jax.checkpoint import write_json
 from viditq_jax.compare import Progress, silent
 
 PARTS = ("block", "ops", "pipeline")  # in the order in which they run; a block tells most in least time
@@ -76,7 +76,7 @@ def bench(
                     record["left_out"][case] = "no time was left"
                 else:
                     _run(case, job, record)
-                _write(Path(out) / name, record)
+                write_json(Path(out) / name, record)
                 advance(1)
 
     chosen = cases(quick=quick, most_rows=_CPU_ROWS if on_cpu() else None) if "ops" in parts else []
@@ -168,10 +168,3 @@ def _pipeline_jobs(
     first, *others = models.FULL_SIZES
     steps = [whole(each, "step") for each in others]
     return [whole(first, "step", "loop"), peaks(first), *steps, packaged]
-
-
-def _write(file: Path, record: Record) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(file)

@@ -6,13 +6,13 @@ viditq evaluate --recipes all --out runs/recipes, then viditq report runs/recipe
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from viditq_jax.checkpoint import write_json
 from viditq_jax.cli._common import bar, conditions, working
 from viditq_jax.compare import compare_recipes, packaged_recipes, result_rows
 from viditq_jax.evaluate import evaluate
@@ -88,8 +88,7 @@ def _recipes(options: Options) -> Any:
     )
     rows = result_rows(records)
     if options.record:
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(options.record, rows)
     if options.json:
         return rows
     figures = (*_FIGURES, *(_TEMPORAL if pipeline.frames else ()))

@@ -6,12 +6,12 @@ again with the same flags. Then: viditq generate --recipe runs/search/plan.json
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from viditq_jax.checkpoint import write_json
 from viditq_jax.cli._common import bar, conditions, working
 from viditq_jax.load import load_pipeline
 from viditq_jax.quant.recipe import load_recipe
@@ -91,8 +91,7 @@ def run(options: Options) -> Any:
         draw(record).savefig(options.out / name, dpi=150)
     rows = result_rows(record)
     if options.record:
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(options.record, rows)
     if options.json:
         return rows
     head = f"{'budget':>9} {'plan':<8} {'bits':>5} {'MB':>7} {'PSNR':>7} {'latents':>8}"

@@ -14,7 +14,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from viditq_jax.nn.adaln_single import CaptionEmbedder, CrossAttention, FinalLayer, Prompt, table, tiled
+from viditq_jax.nn.adaln_single import (
+    CaptionEmbedder,
+    CrossAttention,
+    FinalLayer,
+    Prompt,
+    six_rows,
+    table,
+    tiled,
+)
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_1d, sincos_2d
 from viditq_jax.nn.linear import After, Linear, Modulated
 from viditq_jax.nn.video import Grid, SpaceTimeAttention, add_places, add_times, to_tokens, to_video
@@ -70,8 +78,8 @@ class SpatialBlock(nnx.Module):
         grid: Grid,
     ) -> Float[Array, "b n d"]:
         """Tokens x (t s) of a video, under the modulation and the prompt."""
-        rows = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(rows, 6, axis=1)  # [b, 1, d] each
+        rows = six_rows(self.scale_shift_table, modulation, x.dtype)  # [b, 1, d] each
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows
         x = self.attn(Modulated(x, shift1, scale1), grid, After(residual=x, gate=gate1))
         x = self.cross_attn(x, *kv, mask, After(residual=x))  # reads the residual itself: no norm, no gate
         x = self.mlp(Modulated(x, shift2, scale2), After(residual=x, gate=gate2))
@@ -90,8 +98,8 @@ class TemporalBlock(nnx.Module):
         self, x: Float[Array, "b n d"], modulation: Float[Array, "b 6 d"], grid: Grid
     ) -> Float[Array, "b n d"]:
         """Tokens x (t s) of a video, under the modulation."""
-        rows = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(rows, 6, axis=1)  # [b, 1, d] each
+        rows = six_rows(self.scale_shift_table, modulation, x.dtype)  # [b, 1, d] each
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows
         x = self.attn(Modulated(x, shift1, scale1), grid, After(residual=x, gate=gate1))
         x = self.mlp(Modulated(x, shift2, scale2), After(residual=x, gate=gate2))
         return x

@@ -14,7 +14,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from viditq_jax.nn.adaln_single import CaptionEmbedder, CrossAttention, FinalLayer, Prompt, table, tiled
+from viditq_jax.nn.adaln_single import (
+    CaptionEmbedder,
+    CrossAttention,
+    FinalLayer,
+    Prompt,
+    six_rows,
+    table,
+    tiled,
+)
 from viditq_jax.nn.attention import attention, merge_heads, split_heads
 from viditq_jax.nn.conv import Conv
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
@@ -140,8 +148,8 @@ class Block(nnx.Module):
         height: int,
     ) -> Float[Array, "b n d"]:
         """Tokens x of a grid with `height` rows, under the modulation and the prompt."""
-        table = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(table, 6, axis=1)  # [b, 1, d] each
+        rows = six_rows(self.scale_shift_table, modulation, x.dtype)  # [b, 1, d] each
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows
         x = self.attn(Modulated(x, shift1, scale1), height, After(residual=x, gate=gate1))
         x = self.cross_attn(x, *kv, mask, After(residual=x))  # reads the residual itself: no norm, no gate
         x = self.mlp(Modulated(x, shift2, scale2), After(residual=x, gate=gate2))

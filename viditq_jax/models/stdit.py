@@ -15,7 +15,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from viditq_jax.nn.adaln_single import CaptionEmbedder, CrossAttention, FinalLayer, Prompt, table, tiled
+from viditq_jax.nn.adaln_single import (
+    CaptionEmbedder,
+    CrossAttention,
+    FinalLayer,
+    Prompt,
+    six_rows,
+    table,
+    tiled,
+)
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_1d, sincos_2d
 from viditq_jax.nn.linear import After, Linear, Modulated, zeroed
 from viditq_jax.nn.video import Grid, SpaceTimeAttention, add_places, add_times, to_tokens, to_video
@@ -82,8 +90,8 @@ class Block(nnx.Module):
         grid: Grid,
     ) -> Float[Array, "b n d"]:
         """Tokens x (t s) of a video, under the modulation and the prompt."""
-        rows = (self.scale_shift_table.get_value() + modulation).astype(x.dtype)
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(rows, 6, axis=1)  # [b, 1, d] each
+        rows = six_rows(self.scale_shift_table, modulation, x.dtype)  # [b, 1, d] each
+        shift1, scale1, gate1, shift2, scale2, gate2 = rows
         x = self.attn(Modulated(x, shift1, scale1), grid, After(residual=x, gate=gate1))
         x = self.attn_temp(self._timed(x, grid), grid, After(residual=x, gate=gate1))
         x = self.cross_attn(x, *kv, mask, After(residual=x))  # reads the residual itself: no norm, no gate

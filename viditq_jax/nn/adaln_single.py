@@ -100,6 +100,13 @@ def table(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), (rows, width), jnp.float32) / width**0.5)
 
 
+def six_rows(
+    rows: nnx.Param, modulation: Float[Array, "b 6 d"], dtype: jnp.dtype
+) -> tuple[Float[Array, "b 1 d"], ...]:
+    """Shift, scale and gate of attention, then of the feed-forward, from a block's table."""
+    return tuple(jnp.split((rows.get_value() + modulation).astype(dtype), 6, axis=1))
+
+
 def tiled(mask: Bool[Array, "m l"] | None, rows: int) -> Bool[Array, "b l"] | None:
     """The mask for `rows` captions: [m0, m1, m0, m1] where it has fewer.
 

@@ -18,8 +18,8 @@ from viditq_jax.report.run import Run
 
 _BAND = 11  # pictures side by side
 _BAR_COLOURS = ("#3b6fb6", "#d1703c", "#5b9a5b", "#8c6bb1")  # a model each
-_BLOCK = re.compile(r"blocks/(\d+)/(.+)")
-_STYLE: dict[Any, Any] = {
+BLOCK = re.compile(r"blocks/(\d+)/(.+)")
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -33,7 +33,7 @@ def drift_chart(run: Run) -> Figure | None:
     if not models:
         return None
     labels = list(dict.fromkeys(label for model in models for label in run.drifts(model)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 0.6 + 3.1 * len(models)), layout="constrained")
         axes = figure.subplots(len(models), 2, squeeze=False)
         for row, model in zip(axes, models, strict=True):
@@ -81,7 +81,7 @@ def layers_chart(run: Run) -> Figure | None:
     rows = -(-len(maps) // columns)
     values = [value for _, found in maps for value in found.values()]
     low, high = min(values), max(max(values), min(values) + 1)
-    with matplotlib.rc_context({**_STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
+    with matplotlib.rc_context({**STYLE, "axes.spines.left": False, "axes.spines.bottom": False}):
         size = (1.4 + columns * max(2.6, 0.4 * depth), 0.4 + rows * (0.7 + 0.24 * len(kinds)))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -127,7 +127,7 @@ def recipes_chart(run: Run, *, prompts: int = 1) -> Figure:
     ]
     bar_height = 0.9 + 0.17 * len(labels) * (len(models) + 0.4)
     strip_height = 0.9 * len(lines) + 0.35 * len(bands)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, bar_height + strip_height), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=(bar_height, strip_height))
         upper, lower = halves
@@ -153,7 +153,7 @@ def recipes_chart(run: Run, *, prompts: int = 1) -> Figure:
 def svg_uri(figure: Figure) -> str:
     """The figure as a data URI; equal figures give equal text."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -184,7 +184,7 @@ def _grid_of(layers: dict[str, dict[str, float]]) -> dict[tuple[str, int], float
     for path, record in layers.items():
         if record["sqnr_db"] is None:
             continue
-        match = _BLOCK.fullmatch(path)
+        match = BLOCK.fullmatch(path)
         found[(match[2], int(match[1])) if match else (path, 0)] = record["sqnr_db"]
     return found
 

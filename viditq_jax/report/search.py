@@ -1,6 +1,5 @@
 """Charts of a search: what each layer costs, and quality over size."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +8,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-_LAYER = re.compile(r"blocks/(\d+)/(.+)")
-_STYLE: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "viditq"}
+from viditq_jax.report.charts import BLOCK, STYLE
+
 _PLANS = {"milp": ("#3b6fb6", "o"), "greedy": ("#d1703c", "s"), "uniform": ("0.45", "D")}
 _FLOOR = 1e-3  # of the largest: what is below has the same colour
 
@@ -29,7 +28,7 @@ def sensitivity_chart(record: Mapping[str, Any]) -> Figure:
             cell = ranges.index(row["range"]), kinds.index(kind), blocks.index(block)
             values[cell] = row["values"][record["error"]]
     most = float(np.nanmax(values)) or 1.0
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
         size = (1.6 + max(3.2, 0.38 * len(blocks)) * len(ranges) + 1.2, 1.2 + 0.34 * len(kinds))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, len(ranges), squeeze=False, sharey=True)[0]
@@ -57,7 +56,7 @@ def sensitivity_chart(record: Mapping[str, Any]) -> Figure:
 
 def pareto_chart(record: Mapping[str, Any]) -> Figure:
     """Quality over size of all plans that were judged: decibels of the pictures, and error of the latents."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 3.4), layout="constrained")
         for axis, name, label in zip(
             figure.subplots(1, 2),
@@ -76,14 +75,13 @@ def pareto_chart(record: Mapping[str, Any]) -> Figure:
             axis.set_xlabel("average bits of the weights")
             axis.set_ylabel(label)
             axis.grid(True, color="0.9")
-            axis.spines[["top", "right"]].set_visible(False)
             axis.legend(frameon=False)
     return figure
 
 
 def _place(path: str) -> tuple[int, str]:
     """The block and the kind of a layer; layers outside blocks stand before the first."""
-    match = _LAYER.fullmatch(path)
+    match = BLOCK.fullmatch(path)
     return (int(match[1]), match[2]) if match else (-1, path)
 
 

@@ -10,12 +10,9 @@ program. Plans are judged on conditions that the search never saw.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,12 @@ import jax
 
 from viditq_jax import plugins
 from viditq_jax.calibrate import calibrate
-from viditq_jax.checkpoint import fingerprint, versions
+from viditq_jax.checkpoint import fingerprint, versions, write_json
 from viditq_jax.compare import Progress, silent
+from viditq_jax.conditions import packaged_prompts
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import calibration_conditions, default_conditions
+from viditq_jax.quant.matching import matches
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.search.allocate import allocate, bits_of
 from viditq_jax.quant.search.sensitivity import Metric, proxy, sensitivity, units
@@ -97,21 +96,31 @@ def search(
     if cheap:
         table, error = proxy(net, table, variants, stats, by=by), "layer_error"
     else:
-        run = runner(pipeline, variants.weights_alone(), samples, seed, batch, bounds)
+        sample, alone = runner(pipeline, samples, seed, batch, bounds), variants.weights_alone()
         error = "latent"
         file = out / ("table.jsonl" if shard == (0, 1) else f"table-{shard[0]}-of-{shard[1]}.jsonl")
         with progress("sensitivities (the first sample compiles)", -(-count // shard[1])) as advance:
-            table = sensitivity(run, table, chosen, by=by, file=file, shard=shard, advance=advance)
+            table = sensitivity(
+                lambda bits: sample(alone.chosen(bits)),
+                table,
+                chosen,
+                by=by,
+                file=file,
+                shard=shard,
+                advance=advance,
+            )
         if shard != (0, 1):
             return {"table": str(file), "rows": len(table.rows)}
     groups = GROUP_METRICS if group_metrics is None else group_metrics
     groups = {} if cheap else {group: metric for group, metric in groups.items() if metric in chosen}
     options: dict[str, Any] = {"measure": measure, "metrics": groups, "error": error, "floors": floors}
-    best = allocate(table, budget=budget, **options)
-    plans: dict[tuple[float, str], dict[str, int]] = {}
-    for each in dict.fromkeys([budget, *budgets]):
-        for method in ("milp", "greedy"):
-            plans[each, method] = bits_of(table, allocate(table, budget=each, method=method, **options))
+    recipes = {
+        (each, method): allocate(table, budget=each, method=method, **options)
+        for each in dict.fromkeys([budget, *budgets])
+        for method in ("milp", "greedy")
+    }
+    best = recipes[budget, "milp"]
+    plans = {key: bits_of(table, found) for key, found in recipes.items()}
     plans |= {(float(b), "uniform"): dict.fromkeys(table.layers, b) for b in bits}
     judge = Judge(pipeline, variants, judges, seed, batch, progress)
     rows = []
@@ -143,9 +152,7 @@ def search(
         "versions": versions(),
     }
     best.save(out / "plan.json")
-    partial = out / ".search.json.partial"
-    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(out / "search.json")
+    write_json(out / "search.json", record)
     return record
 
 
@@ -156,9 +163,7 @@ def search_conditions(pipeline: Pipeline) -> list[str | int]:
         fresh = [c for c in range(int(pipeline.facts["conditions"]["classes"])) if c not in taken]
         spread: list[str | int] = [*fresh[:: max(1, len(fresh) // SEARCHED)]]
         return spread[:SEARCHED] or default_conditions(pipeline)
-    name = "search.txt" if pipeline.frames is None else "search-video.txt"
-    text = (resources.files("viditq_jax.assets") / "prompts" / name).read_text(encoding="utf-8")
-    return list(text.splitlines())
+    return list(packaged_prompts("search" if pipeline.frames is None else "search-video"))
 
 
 def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -199,7 +204,7 @@ def _empty(
     patterns = plugins.find("viditq_jax.models", pipeline.facts["denoiser"]["model"]).GROUPS
 
     def group(path: str) -> str:
-        named = (name for name, each in patterns.items() if any(fnmatchcase(path, p) for p in each))
+        named = (name for name, each in patterns.items() if matches(each, path))
         return next(named, VISUAL)
 
     layers = {

@@ -116,7 +116,7 @@ def test_a_search_that_was_killed_goes_on_with_the_same_plan(found, tmp_path, mo
     )
     assert (tmp_path / "table.jsonl").read_text() == "".join(lines)
     assert again["plan"] == record["plan"]
-    assert len(sampled) == (1 + 9) + (1 + 1 + 4)  # units and their reference; float, most bits, four plans
+    assert len(sampled) == (1 + 9) + (1 + 4)  # units and their reference; float and four plans, 8 bits once
 
 
 def test_one_metric_for_all_and_statistics_alone_are_other_ways(found, tmp_path):

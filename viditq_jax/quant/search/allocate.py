@@ -14,12 +14,12 @@ the same authors' MixDQ, arXiv 2405.17873.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from viditq_jax.quant.matching import matches
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.search.table import Table
 
@@ -144,7 +144,7 @@ def plan(
         if rule.weight is None or rule.weight.kind != "int":
             rules.append(rule)
             continue
-        mine = [path for path in left if any(fnmatchcase(path, pattern) for pattern in rule.match)]
+        mine = [path for path in left if matches(rule.match, path)]
         left = [path for path in left if path not in mine]
         for path in mine:
             weight = dataclasses.replace(rule.weight, bits=bits[path])
@@ -193,10 +193,10 @@ def _problem(
     size = _sizes(table, units, measure, seconds)
     total = sum(layer.numbers for layer in table.layers.values())
     limit = float(budget * total if measure == "bits" else budget)
-    if unmatched := [p for p in floors if not any(fnmatchcase(path, p) for path in table.layers)]:
+    if unmatched := [p for p in floors if not any(matches((p,), path) for path in table.layers)]:
         raise ValueError(f"the floor of {unmatched[0]!r} matches no layer of the table.")
     lowest = [
-        max([table.bits[0], *(b for p, b in floors.items() if any(fnmatchcase(path, p) for path in unit))])
+        max([table.bits[0], *(b for p, b in floors.items() if any(matches((p,), path) for path in unit))])
         for unit in units
     ]
     problem = Problem(units, table.bits, cost, size, limit, lowest, groups)

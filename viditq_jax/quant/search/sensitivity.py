@@ -110,16 +110,15 @@ def proxy(net: Net, table: Table, variants: Variants, stats: Stats, *, by: str =
             " rounding keeps them, such as gptq."
         )
     _, stats = fold(net, table.recipe.resolve(net.weights()), stats)
-    best = variants.nets[table.bits[-1]].weights()
     errors: dict[tuple[str, int], float] = {}
     for path in table.layers:
-        full = quantized_part(best[path])
+        full = quantized_part(variants.weights[table.bits[-1]][path])
         assert full is not None
         layer = stats[path]
         for step in full.prepare:
             layer = layer.through(step)
         for bits in table.bits[:-1]:
-            part = quantized_part(variants.nets[bits].weights()[path])
+            part = quantized_part(variants.weights[bits][path])
             assert part is not None
             errors[path, bits] = float(
                 _output_error(part.weight.dequantize(), full.weight.dequantize(), layer.gram)

@@ -8,6 +8,7 @@ the plan.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -78,6 +79,11 @@ class Variants:
             nets[b] = small.map_weights(lambda path, weight: _wide(weight) if path in layers else weight)
         return cls(nets, layers)
 
+    @cached_property
+    def weights(self) -> dict[int, dict[str, Any]]:
+        """What sits in each slot, for each width."""
+        return {b: net.weights() for b, net in self.nets.items()}
+
     def chosen(self, bits: Mapping[str, Bits]) -> Net:
         """The Net in which each layer has its bits.
 
@@ -86,15 +92,14 @@ class Variants:
         """
         if missing := [path for path in self.layers if path not in bits]:
             raise ValueError(f"{len(missing)} layers have no bits: {missing[0]}, ...; give each its own.")
-        weights = {b: net.weights() for b, net in self.nets.items()}
 
         def pick(path: str, weight: Any) -> Any:
             if path not in self.layers:
                 return weight
             wanted = bits[path]
             if isinstance(wanted, int):
-                return weights[wanted][path]
-            return PerRange.of([weights[b][path] for b in wanted])
+                return self.weights[wanted][path]
+            return PerRange.of([self.weights[b][path] for b in wanted])
 
         return next(iter(self.nets.values())).map_weights(pick)
 
@@ -117,7 +122,7 @@ class Variants:
 
     def stored_bytes(self, path: str, bits: int) -> int:
         """Bytes that a layer takes in a plan, with its scales and sums: two codes a byte up to 4 bits."""
-        part = quantized_part(self.nets[bits].weights()[path])
+        part = quantized_part(self.weights[bits][path])
         assert part is not None
         whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
         codes = part.weight.values.size
