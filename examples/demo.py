@@ -13,6 +13,7 @@ import math
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from converters import convert
-from viditq_jax import checkpoint, evaluate, generate, load_pipeline, load_recipe
+from viditq_jax import calibrate, checkpoint, evaluate, generate, load_pipeline, load_recipe
 from viditq_jax.cli._common import bar, working
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.drift import Drift, times, trajectory
@@ -59,11 +60,19 @@ def make_artifacts(run: Path, prompts: list[str]) -> dict[str, Path]:
     paths = {name: run / "artifacts" / name for name in ("float", *RECIPES)}
     with working("converting the packaged PyTorch checkpoint"), packaged_model("default") as folder:
         checkpoint.save(convert(folder), paths["float"])
-    for name in RECIPES:
-        pipeline = load_pipeline(paths["float"])
-        with bar(f"{name}: calibrate and quantize", len(prompts)) as advance:
-            quantize_pipeline(pipeline, load_recipe(name), prompts, advance=advance).save(paths[name])
+    for name, small in quantized(load_pipeline(paths["float"]), prompts):
+        small.save(paths[name])
     return paths
+
+
+def quantized(pipeline: Pipeline, prompts: list[str]) -> Iterator[tuple[str, Pipeline]]:
+    """The pipeline under each recipe. One calibration serves all: w4a8 wants all that w8a8 does, and more."""
+    with bar("calibrating", len(prompts)) as advance:
+        stats = calibrate(pipeline, prompts, load_recipe("w4a8"), seed=SEED, advance=advance)
+    for name in RECIPES:
+        with working(f"quantizing to {name}"):
+            small = quantize_pipeline(pipeline, load_recipe(name), prompts, stats=stats)
+        yield name, small
 
 
 def make_pictures(pipeline: Pipeline, prompts: list[str], out: Path) -> None:
@@ -112,11 +121,7 @@ def make_video(run: Path, count: int) -> dict[str, Any]:
     prompts = calibration_conditions(pipeline)[:count]
     variants: dict[str, dict[str, Any]] = {}
     videos = {}
-    for name in ("float", *RECIPES):
-        small = pipeline
-        if name != "float":
-            with bar(f"video, {name}: calibrate and quantize", len(prompts)) as advance:
-                small = quantize_pipeline(pipeline, load_recipe(name), prompts, advance=advance)
+    for name, small in (("float", pipeline), *quantized(pipeline, prompts)):
         make_pictures(small, [VIDEO], run / "videos" / name)
         videos[name] = Manifest.read(run / "videos" / name).images()[0]
         variants[name] = {"pictures": f"videos/{name}", **compare(run, name, "float", folder="videos")}

@@ -109,7 +109,7 @@ def test_bytes_are_each_operand_and_each_result_once_and_the_ceiling_follows():
     assert xla["bytes"] == codes + scales + zeros + sums + bias + out
     assert xla["flop"] == 2 * m * k * n
     ceiling = max(xla["flop"] / CEILINGS["int8_flop_per_s"], xla["bytes"] / CEILINGS["copy_bytes_per_s"])
-    assert xla["fraction_of_ceiling"] == pytest.approx(ceiling / xla["median_s"], abs=1e-4)
+    assert xla["fraction_of_ceiling"] == pytest.approx(ceiling / xla["median_s"], rel=1e-3)
 
 
 def test_an_implementation_that_fails_is_a_reason_and_no_end():
