@@ -5,10 +5,13 @@ An implementation is a file in the op's folder with two functions that take the 
 A file whose name begins with an underscore is none: what the implementations of one op share.
 """
 
+import contextlib
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,6 +24,32 @@ _NOT_IMPLEMENTATIONS = {REFERENCE, FALLBACK, "cases"}
 
 class UnsupportedError(ValueError):
     """No implementation, or not the one that was asked for, can compute these arguments on this device."""
+
+
+class Choice(NamedTuple):
+    """What computes an op of these sizes: an implementation, and why each other one cannot, or None if it
+    could. measured: it was the fastest on this device; else the first that can.
+    """
+
+    op: str
+    shapes: tuple[tuple[int, ...], ...]  # of the arrays
+    implementation: str
+    others: dict[str, str | None]
+    measured: bool
+
+
+_listening: ContextVar[list[Choice] | None] = ContextVar("_listening", default=None)
+
+
+@contextlib.contextmanager
+def choices() -> Iterator[list[Choice]]:
+    """The choices that are made meanwhile, as ops are called or traced."""
+    found: list[Choice] = []
+    token = _listening.set(found)
+    try:
+        yield found
+    finally:
+        _listening.reset(token)
 
 
 def implementations(op: str) -> list[str]:
@@ -46,7 +75,12 @@ def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     if implementation is None:
         reasons = explain(op, *args, **kwargs)
         if fitting := [name for name, reason in reasons.items() if reason is None]:
-            name = measured.fastest(op, args, fitting) or fitting[0]
+            fastest = measured.fastest(op, args, fitting)
+            name = fastest or fitting[0]
+            if (heard := _listening.get()) is not None:
+                shapes = tuple(a.shape for a in args if hasattr(a, "shape"))
+                others = {other: reason for other, reason in reasons.items() if other != name}
+                heard.append(Choice(op, shapes, name, others, fastest is not None))
             return _run(op, name, args, kwargs)
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise UnsupportedError(f"no implementation of {op} can compute this: {listed}.")

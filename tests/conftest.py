@@ -11,7 +11,11 @@ import pytest
 # Programs compile in less than half the time, and every number that is not a sum in another order stays.
 # XLA_FLAGS="" gives programs as users have them.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)  # before JAX reads them, at its first use of a device
+FOUR_DEVICES = "--xla_force_host_platform_device_count=4"  # of which all but a few tests use the first
+os.environ.setdefault(
+    "XLA_FLAGS", f"{QUICK_TO_COMPILE} {FOUR_DEVICES}"
+)  # before JAX reads them, at its first use of a device
+os.environ.setdefault("VIDITQ_COMPILATION_CACHE", "off")  # no test leaves anything in the user's folders
 
 LONGEST = "test_examples.py"  # minutes: begun last, it would run alone at the end
 MOST_BYTES = 2 << 30

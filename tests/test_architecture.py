@@ -28,11 +28,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.pipeline": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
         "viditq_jax.conditions", "viditq_jax.aspect_ratios", "viditq_jax.facts",
-        "viditq_jax.programs", "viditq_jax.net", "viditq_jax.plugins",
+        "viditq_jax.programs", "viditq_jax.replicas", "viditq_jax.net", "viditq_jax.plugins",
     ),
+    "viditq_jax.replicas": ("viditq_jax.programs", "viditq_jax.net", "viditq_jax.quant"),
     "viditq_jax.load": (
         "viditq_jax.pipeline", "viditq_jax.models", "viditq_jax.quant", "viditq_jax.checkpoint",
-        "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.speed", "converters",
+        "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.speed", "viditq_jax.replicas", "converters",
+    ),
+    "viditq_jax.doctor": (
+        "viditq_jax.net", "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.speed", "pallas_kernels",
     ),
     "viditq_jax.calibrate": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
@@ -58,7 +62,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "viditq_jax.pipeline", "pallas_kernels",
     ),
     "viditq_jax.video": (),
-    "viditq_jax.generate": ("viditq_jax.checkpoint", "viditq_jax.pipeline", "viditq_jax.video"),
+    "viditq_jax.generate": (
+        "viditq_jax.checkpoint", "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.video",
+    ),
     "viditq_jax.search": (
         "viditq_jax.calibrate", "viditq_jax.checkpoint", "viditq_jax.compare", "viditq_jax.conditions",
         "viditq_jax.evaluate", "viditq_jax.net", "viditq_jax.pipeline", "viditq_jax.plugins",

@@ -234,9 +234,10 @@ def weight_disk_bytes(path: str | Path, name: str, layers: Iterable[str]) -> int
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
-def restore(path: str | Path, name: str, target: Net) -> Net:
+def restore(path: str | Path, name: str, target: Net, shardings: Net | None = None) -> Net:
     """The Net `name` of an artifact, in the structure, shapes and types of the abstract Net `target`.
 
+    shardings: where each array goes, straight from the host; to the first device where not given.
     Raises ArtifactError, with all differences, if the stored arrays are not those that `target` describes.
     """
     folder = (Path(path) / name).resolve()
@@ -263,5 +264,9 @@ def restore(path: str | Path, name: str, target: Net) -> Net:
         args = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in wanted}
         restored = checkpointer.restore(folder, ocp.args.PyTreeRestore(dict(wanted), restore_args=args))
     structure = jax.tree.structure(target.params)
-    leaves = [jnp.asarray(restored.pop(key)) for key in wanted]
+    if shardings is None:
+        leaves = [jnp.asarray(restored.pop(key)) for key in wanted]
+    else:
+        places = jax.tree.leaves(shardings.params)
+        leaves = [jax.device_put(restored.pop(key), place) for key, place in zip(wanted, places, strict=True)]
     return Net(jax.tree.unflatten(structure, leaves), target.graphdef)

@@ -3,9 +3,12 @@
 A caption goes through `clean_caption`, if the model was trained on cleaned captions, and then a `Tokenizer`.
 """
 
+import csv
 import dataclasses
 import functools
 import html
+import io
+import json
 import re
 import urllib.parse
 import warnings
@@ -23,6 +26,56 @@ def packaged_prompts(name: str = "default") -> list[str]:
     """The prompts that come with a packaged model, "default" or "default-video"."""
     file = resources.files("viditq_jax.assets") / "prompts" / f"{name}.txt"
     return read_prompts(file.read_text(encoding="utf-8"))
+
+
+def prompts_in(file: str | Path) -> list[str]:
+    """The prompts of a file: one a line; of a .jsonl a string or {"prompt": ...} a line; of a .csv the column
+    "prompt". Raises ValueError for a file that is none of these, or holds no prompt, with the line.
+    """
+    file = Path(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file ({error.reason}); give one prompt a line.") from error
+    read = {".jsonl": _json_prompts, ".csv": _csv_prompts}.get(file.suffix.lower())
+    found = read_prompts(text) if read is None else read(text, str(file))
+    if not found:
+        raise ValueError(f"{file} holds no prompt; give one a line, or leave the flag out.")
+    return found
+
+
+def _json_prompts(text: str, name: str) -> list[str]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{name} line {number} is not JSON ({error}); write one value a line."
+            ) from error
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(
+                f'{name} line {number} holds no prompt; write "red apple" or {{"prompt": "red apple"}}.'
+            )
+        found.append(prompt.strip())
+    return found
+
+
+def _csv_prompts(text: str, name: str) -> list[str]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"{name} is not CSV ({error}); quote prompts that hold a comma or a quote."
+        ) from error
+    if rows and "prompt" not in rows[0]:
+        raise ValueError(f"{name} has no column 'prompt'; name it in the first line.")
+    if empty := [number for number, row in enumerate(rows, 2) if not (row["prompt"] or "").strip()]:
+        raise ValueError(f"{name} row {empty[0]} holds no prompt; fill the column 'prompt', or drop the row.")
+    return [row["prompt"].strip() for row in rows]
 
 
 def read_prompts(text: str) -> list[str]:

@@ -2,33 +2,47 @@
 
     00000.png ...       one picture a condition, written under another name first; of a video its frames
                         side by side
-    manifest.jsonl      a line a finished picture: index, condition, file, sha256, and of a video its frames
+    manifest.jsonl      a line a finished picture: index, condition, seed, file, sha256, and of a video its
+                        frames; several processes write manifest-I-of-N.jsonl each, joined in the end
     generation.json     what all pictures share: seed, steps, guidance, size, model, recipe, device
     00000.mp4 ...       videos, to be watched
     contact.png         videos at a glance: a row each, a column a frame
 
 A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still
 there. What is there to be watched is no part of a run: it is made again from the frames where it is missing.
+
+Batches lie on fixed multiples of their size, and a batch is computed by one replica alone. So pictures are
+the same, byte for byte, for any number of devices and processes and wherever a run was cut; with another size
+of batch they may differ in the last bits of their latents. While devices compute a round of batches, the
+pictures of the round before are written: at most three rounds are in memory.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
 from PIL import Image
 
 from viditq_jax.checkpoint import fingerprint, versions
-from viditq_jax.pipeline import Pipeline
+from viditq_jax.pipeline import Pipeline, check_finite
+from viditq_jax.programs import Call, Plan
 from viditq_jax.video import contact_sheet, frames_of_strip, strip, write_mp4
 
 CONTACT = "contact.png"
+LIST = "manifest.jsonl"
+Round = tuple[Sequence[range], Any, Any]  # of each replica: its samples, latents, pixels
 _GUIDANCE_RULE = ("channels", "null", "mask", "order")  # what a scale alone does not say
 
 
@@ -51,7 +65,7 @@ class Manifest:
                 f"{folder} holds no generation.json; give a folder that `viditq generate` wrote."
             )
         settings = _read_record(folder / "generation.json")
-        return cls(folder, sorted(_listed(folder), key=lambda entry: entry["index"]), settings)
+        return cls(folder, _listed(folder), settings)
 
     @property
     def fps(self) -> float | None:
@@ -100,15 +114,23 @@ def generate(
     frames: int | None = None,
     negative: str = "",
     resume: bool = True,
+    mesh: Mesh | None = None,
+    shard: tuple[int, int] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write one PNG a condition to `out`; of videos also an MP4 each, and a sheet of all.
 
-    batch: samples a compiled call; the last batch is padded, so that all of them share one program. advance:
-        called with the number of pictures that were just finished, for a progress bar.
+    batch: samples that a replica computes at once; the last batch is padded, so that all of them share one
+        program. mesh: of `replica_mesh`; the pipeline's own where not given. shard: (i, n) makes every n-th
+        batch from i on; of `jax.distributed`, if that runs, where not given. The shards share the folder,
+        which is whole when all of them are through; the one that finds it so joins their manifests.
+    advance: called with the number of pictures that were just finished, for a progress bar.
     Raises ValueError if there are no conditions, if `out` holds pictures of other settings (or any, without
     `resume`), or if a listed picture is gone.
     """
+    part, parts = shard = (jax.process_index(), jax.process_count()) if shard is None else shard
+    if mesh is not None and pipeline.mesh != mesh:
+        pipeline = pipeline.on(mesh)
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1.")
     if not conditions:
@@ -134,49 +156,89 @@ def generate(
         "weights": fingerprint(pipeline.nets()),
         "device": jax.devices()[0].device_kind,
     }
-    done = _prepare(out, settings, conditions, resume)
-    todo = [i for i in range(len(conditions)) if i not in done]
-    if advance and done:
-        advance(len(done))
-    for start in _starts(todo, batch):
-        indices = range(start, min(start + batch, len(conditions)))
-        padded = [conditions[min(i, len(conditions) - 1)] for i in range(start, start + batch)]
-        pictures = pipeline(
+    listed = out / (LIST if parts == 1 else f"manifest-{part}-of-{parts}.jsonl")
+    done = _prepare(out, listed, settings, conditions, resume)
+    advance = advance or (lambda count: None)
+    mine = share_of(len(conditions), batch, shard)
+    advance(sum(i in done for each in mine for i in each))
+    todo = [each for each in mine if not done.issuperset(each)]
+
+    def call(samples: range) -> Call:
+        padded = [conditions[min(samples.start + i, len(conditions) - 1)] for i in range(batch)]
+        return pipeline.call(
             padded,
             seed=seed,
-            steps=steps,
+            first=samples.start,
             guidance=guidance,
             size=size,
             frames=frames,
             negative=negative,
-            first=start,
         )
-        fresh = [i for i in indices if i not in done]
+
+    def write(batches: Sequence[range], pictures: UInt8[np.ndarray, "r b *t h w 3"]) -> None:
         _record(out, settings)
-        for i in fresh:
-            _write(out, i, conditions[i], pictures[i - start])
-        if advance:
-            advance(len(fresh))
+        for samples, made in zip(batches, pictures, strict=False):  # replicas without a batch repeat the last
+            for i, picture in zip(samples, made, strict=False):  # and so does a batch that is not full
+                if i not in done:
+                    _write(listed, i, conditions[i], seed, picture, pipeline.fps)
+                    advance(1)
+
+    plan = pipeline.plan(steps=steps, scale=guidance, size=size, frames=frames)
+    _in_rounds(pipeline, plan, todo, call, write)
     manifest = Manifest.read(out)
-    manifest.watchable()
+    if len(manifest.entries) == len(conditions):
+        _join(manifest)
+        manifest.watchable()
     return manifest
 
 
-def _starts(todo: list[int], batch: int) -> list[int]:
-    """First indices of the batches that hold anything still to do; batches lie on fixed multiples of
-    `batch`.
-    """
-    return sorted({i // batch * batch for i in todo})
+def share_of(count: int, batch: int, shard: tuple[int, int]) -> list[range]:
+    """The samples of each batch that is a shard's own. Raises ValueError for a shard that there is not."""
+    part, parts = shard
+    if not 0 <= part < parts:
+        raise ValueError(f"shard {part} of {parts}; the first of n is 0, the last n - 1.")
+    return [range(s, min(s + batch, count)) for s in range(part * batch, count, parts * batch)]
 
 
-def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool) -> set[int]:
-    """Check the folder, if it is there; the indices that are done already."""
+def _in_rounds(
+    pipeline: Pipeline,
+    plan: Plan,
+    batches: Sequence[range],
+    call: Callable[[range], Call],
+    write: Callable[[Sequence[range], np.ndarray], None],
+) -> None:
+    """A batch for each replica in each round; devices compute the next round while one is written."""
+
+    def compute() -> Iterator[Round]:
+        for i in range(0, len(batches), pipeline.replicas):
+            mine = batches[i : i + pipeline.replicas]
+            calls = [call(samples) for samples in mine]
+            latents = pipeline.denoise(calls + calls[-1:] * (pipeline.replicas - len(mine)), plan)
+            yield mine, latents, pipeline.pixels(latents)
+
+    with ThreadPoolExecutor(1, "pictures") as writer:
+        written: Future[None] | None = None
+        for this, _ in itertools.pairwise(itertools.chain(compute(), [None])):  # the next round has begun
+            assert this is not None
+            mine, latents, pixels = this
+            check_finite(np.asarray(latents).reshape(-1, *latents.shape[2:]))
+            if written is not None:
+                written.result()
+            written = writer.submit(write, mine, np.asarray(pixels))
+        if written is not None:
+            written.result()
+
+
+def _prepare(
+    out: Path, own: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool
+) -> set[int]:
+    """Check the folder, if it is there; the indices that are done already. own: manifest of this process."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; choose a folder for the pictures.")
     record = out / "generation.json"
     if not record.is_file():
         files = out.iterdir() if out.exists() else ()
-        held = sorted(p.name for p in files if p.suffix == ".png" or p.name == "manifest.jsonl")
+        held = sorted(p.name for p in files if p.suffix == ".png" or p.name == LIST)
         if held:
             raise ValueError(
                 f"{out} holds {held[0]}, but no generation.json; choose another folder for new pictures."
@@ -190,7 +252,7 @@ def _prepare(out: Path, settings: dict[str, Any], conditions: Sequence[str | int
         raise ValueError(
             f"{out} was made with another {', '.join(differs)}; choose another folder for these settings."
         )
-    _drop_torn_line(out / "manifest.jsonl")
+    _drop_torn_line(own)
     done: set[int] = set()
     for entry in _listed(out):
         index = entry["index"]
@@ -224,14 +286,29 @@ def _record(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
-    """The manifest's entries; a line that a killed run left unfinished does not count."""
-    file = folder / "manifest.jsonl"
-    if not file.is_file():
-        return []
-    return [
-        _entry(line, f"{file} line {i}")
-        for i, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1)
-    ]
+    """The entries of all manifests, by index; a line that a killed run left unfinished does not count."""
+    found: dict[int, dict[str, Any]] = {}
+    for file in (*_parts(folder), folder / LIST):  # parts vanish once they are joined, so they are read first
+        with contextlib.suppress(FileNotFoundError):
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+            entries = [_entry(line, f"{file} line {i}") for i, line in enumerate(lines, 1)]
+            found |= {entry["index"]: entry for entry in entries}
+    return [found[index] for index in sorted(found)]
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Manifests of runs that were shared by several processes."""
+    return sorted(folder.glob("manifest-*-of-*.jsonl"))
+
+
+def _join(manifest: Manifest) -> None:
+    """One manifest, in the order of the conditions. Whoever else joins writes the same."""
+    text = "".join(json.dumps(entry) + "\n" for entry in manifest.entries).encode()
+    file = manifest.folder / LIST
+    if not file.is_file() or file.read_bytes() != text:
+        _atomic(file, text)
+    for part in _parts(manifest.folder):
+        part.unlink(missing_ok=True)
 
 
 def _entry(line: str, where: str) -> dict[str, Any]:
@@ -264,23 +341,27 @@ def _drop_torn_line(manifest: Path) -> None:
         _atomic(manifest, text[: text.rfind(b"\n") + 1])
 
 
-def _write(out: Path, index: int, condition: str | int, sample: np.ndarray) -> None:
-    entry: dict[str, Any] = {"index": index, "condition": condition, "file": f"{index:05d}.png"}
+def _write(
+    listed: Path, index: int, condition: str | int, seed: int, sample: np.ndarray, fps: float | None
+) -> None:
+    entry: dict[str, Any] = {"index": index, "condition": condition, "seed": seed, "file": f"{index:05d}.png"}
     picture = sample
     if sample.ndim == 4:
         picture, entry["frames"], entry["video"] = strip(sample), len(sample), f"{index:05d}.mp4"
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    _atomic(out / entry["file"], buffer.getvalue())
+    _atomic(listed.parent / entry["file"], buffer.getvalue())
+    if fps is not None:
+        write_mp4(sample, listed.parent / entry["video"], fps=fps)
     line = json.dumps({**entry, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
-    with (out / "manifest.jsonl").open("a") as file:
+    with listed.open("a") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def _atomic(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # other processes write there as well
     try:
         partial.write_bytes(content)
         partial.replace(path)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from viditq_jax import checkpoint, plugins
+from viditq_jax import checkpoint, plugins, replicas
 from viditq_jax.net import Net, abstract
 from viditq_jax.pipeline import PARTS, Pipeline
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.recipe import Recipe
+from viditq_jax.quant.sharing import shared
 from viditq_jax.speed import warn_if_slower
 
 PACKAGED = ("default", "default-video")
@@ -31,26 +33,27 @@ def packaged_model(name: str) -> Iterator[Path]:
         yield folder / name
 
 
-def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipeline:
+def load_pipeline(path: str | Path = "default", *, dtype: Any = None, mesh: Mesh | None = None) -> Pipeline:
     """A pipeline from an artifact folder, from a foreign checkpoint, or a packaged model.
 
     Packaged are "default", which makes pictures, and "default-video".
 
     path: what `viditq convert` or `Pipeline.save` wrote; or a diffusers pipeline folder or a checkpoint file,
         which is converted in memory. dtype: of the unquantized parameters; as stored in an artifact, and
-        bfloat16 for a foreign checkpoint, where not given.
+        bfloat16 for a foreign checkpoint, where not given. mesh: devices of `replica_mesh` that sampling runs
+        on; the arrays of an artifact go straight to where they belong, and never to one device as a whole.
     Warns, see `speed`, of quantized layers that were measured to be slower than in floats on this device.
     Raises ArtifactError or ConversionError, with all that is wrong, before anything is built.
     """
     if str(path) in PACKAGED:
         with packaged_model(str(path)) as folder:
-            return _convert(folder, dtype)
+            return _convert(folder, dtype, mesh)
     if not Path(path).exists():
         raise FileNotFoundError(
             f"{path} does not exist; give an artifact, a checkpoint, or one of {', '.join(PACKAGED)}."
         )
     if not (Path(path) / checkpoint.FACTS_FILE).is_file():
-        return _convert(Path(path), dtype)
+        return _convert(Path(path), dtype, mesh)
     facts = checkpoint.read_facts(path)
     file = Path(path) / checkpoint.FACTS_FILE
     if "denoiser" not in facts:
@@ -63,7 +66,7 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
             f"{file} does not describe a pipeline ({type(error).__name__}: {error}); "
             "make the artifact again from its source."
         ) from error
-    nets = {name: checkpoint.restore(path, name, target) for name, target in targets.items()}
+    nets = {name: _restored(path, name, target, mesh) for name, target in targets.items()}
     files = {
         name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS
     }
@@ -73,11 +76,42 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None) -> Pipelin
         },
         recipe=_recipe(facts),
         files=files,
+        mesh=mesh,
         **nets,
     )
     pipeline = pipeline if dtype is None else pipeline.astype(dtype)
     warn_if_slower(pipeline)
     return pipeline
+
+
+def describe(path: str | Path, recipe: Recipe | None = None) -> Pipeline:
+    """The pipeline that `load_pipeline` would give, of shapes alone: its facts are read, and no weight.
+
+    recipe: as if it were quantized so. Raises ValueError for a recipe on what is quantized already, and as
+    `load_pipeline` does.
+    """
+    if str(path) in PACKAGED:
+        with packaged_model(str(path)) as folder:
+            facts = _conversion(folder).facts
+    elif (Path(path) / checkpoint.FACTS_FILE).is_file():
+        facts = checkpoint.read_facts(path)
+    else:
+        facts = _conversion(Path(path)).facts
+    if (held := _recipe(facts)) and recipe:
+        raise ValueError(f"{path} is quantized already, to {held.name}; leave the recipe out.")
+    dtype = jnp.dtype(facts["dtype"])
+    nets: dict[str, Any] = {name: abstract_net(facts, name).astype(dtype) for name in PARTS if name in facts}
+    if chosen := held or recipe:
+        nets["denoiser"] = quantize(nets["denoiser"], chosen)
+    return Pipeline(facts=dict(facts), recipe=chosen, **nets)
+
+
+def _restored(path: str | Path, name: str, target: Net, mesh: Mesh | None) -> Net:
+    if mesh is None or name == "text_encoder":
+        return checkpoint.restore(path, name, target)
+    replicas.check(mesh)
+    target = shared(target, mesh.shape["model"])
+    return checkpoint.restore(path, name, target, replicas.shardings(target, mesh))
 
 
 def _check(described: Pipeline) -> None:
@@ -137,10 +171,15 @@ def config_from_json(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def _convert(path: Path, dtype: Any) -> Pipeline:
+def _conversion(path: Path, dtype: Any = None) -> checkpoint.Artifact:
     from converters import convert
 
-    return from_artifact(convert(path, dtype=jnp.bfloat16 if dtype is None else dtype))
+    return convert(path, dtype=jnp.bfloat16 if dtype is None else dtype)
+
+
+def _convert(path: Path, dtype: Any, mesh: Mesh | None) -> Pipeline:
+    pipeline = from_artifact(_conversion(path, dtype))
+    return pipeline if mesh is None else pipeline.on(mesh)
 
 
 def from_artifact(artifact: checkpoint.Artifact) -> Pipeline:

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
-from viditq_jax import checkpoint, programs
+from viditq_jax import checkpoint, programs, replicas
 from viditq_jax import facts as said
 from viditq_jax.aspect_ratios import nearest_bin
 from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
@@ -36,7 +37,10 @@ PARTS = ("denoiser", "decoder", "text_encoder")
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Nets and the facts that bind them: `facts` is what `pipeline.json` holds, `files` the tokenizer's."""
+    """Nets and the facts that bind them: `facts` is what `pipeline.json` holds, `files` the tokenizer's.
+
+    mesh: of the devices that denoiser and decoder lie on; see `on`.
+    """
 
     denoiser: Net
     facts: dict[str, Any]
@@ -44,6 +48,7 @@ class Pipeline:
     text_encoder: Net | None = None
     recipe: Recipe | None = None
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    mesh: Mesh | None = None
 
     def __call__(
         self,
@@ -62,7 +67,9 @@ class Pipeline:
         steps: denoising steps; guidance: scale, 1 for none; size: (height, width) in pixels; frames: of a
         video; each defaults to what the model was made for. first: index of the first sample, so that a long
         run can be cut into batches.
-        Raises ValueError if a part is missing or a condition does not fit the model.
+        On a mesh each replica takes an equal part of them.
+        Raises ValueError if a part is missing, a condition does not fit the model, or replicas cannot share
+        the conditions evenly.
         """
         latents = self.latents(
             conditions,
@@ -95,17 +102,71 @@ class Pipeline:
         noise: replaces the initial noise drawn from the seed. given: latents of frames, by their number, that
         stay as they are while the others are made to fit them; of STDiT3.
         """
+        if not conditions:
+            raise ValueError("no conditions were given; give one prompt or class index for each sample.")
+        each = len(conditions) // self.replicas
+        if each * self.replicas != len(conditions):
+            raise ValueError(
+                f"{len(conditions)} conditions are not shared evenly by {self.replicas} replicas; give"
+                f" {self.replicas} times as many as a replica takes at once."
+            )
+        calls = [
+            self.call(
+                conditions[start : start + each],
+                seed=seed,
+                first=first + start,
+                guidance=guidance,
+                size=size,
+                frames=frames,
+                negative=negative,
+                noise=None if noise is None else noise[start : start + each],
+                given=given,
+            )
+            for start in range(0, len(conditions), each)
+        ]
+        plan = self.plan(steps=steps, scale=guidance, size=size, frames=frames)
+        found = self.denoise(calls, plan)
+        return found.reshape(len(conditions), *found.shape[2:])
+
+    def call(
+        self,
+        conditions: Sequence[str | int],
+        *,
+        seed: int,
+        first: int = 0,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        negative: str = "",
+        noise: Float[Array, "b *t h w c"] | None = None,
+        given: Mapping[int, Float[Array, "b h w c"]] | None = None,
+    ) -> Call:
+        """What a program takes of one batch of conditions; arguments as of `latents`."""
         scale = self.guidance.scale if guidance is None else guidance
         keys = sample_keys(seed, first, len(conditions))
-        shape = self.latent_shape(size, frames)
-        if noise is None:
-            noise = draw_noise(keys, shape)
         encoded = self.encode(conditions, negative=negative, size=size, frames=frames, guide=scale != 1)
+        if noise is None:
+            noise = draw_noise(keys, self.latent_shape(size, frames))
         if given:
             noise, encoded["x_mask"] = self._with_given(noise, given, doubled=scale != 1)
-        call = Call(encoded, jnp.float32(scale), noise, keys)
-        plan = self.plan(steps=steps, scale=scale, size=size, frames=frames)
-        return programs.denoise(self.denoiser, call, self.correction(plan), plan=plan)
+        return Call(encoded, jnp.float32(scale), noise, keys)
+
+    def denoise(self, calls: Sequence[Call], plan: Plan) -> Float[Array, "r b *t h w c"]:
+        """Latents of a call for each replica, of which all have one size. Does not wait for them."""
+        correction = self.correction(plan)
+        if self.mesh is None:
+            (call,) = calls
+            return programs.denoise(self.denoiser, call, correction, plan=plan)[None]
+        together = replicas.stacked(calls, self.mesh)
+        return replicas.denoise(self.denoiser, together, correction, plan=plan, mesh=self.mesh)
+
+    def pixels(self, latents: Float[Array, "r b *t h w c"]) -> UInt8[Array, "r b *t i j 3"]:
+        """What `denoise` gave, decoded where it lies. Does not wait for it, and does not look at it."""
+        if self.decoder is None:
+            raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
+        if self.mesh is None:
+            return programs.decode(self.decoder, latents[0])[None]
+        return replicas.decode(self.decoder, latents, mesh=self.mesh)
 
     def _with_given(
         self, noise: Array, given: Mapping[int, Array], *, doubled: bool
@@ -129,15 +190,9 @@ class Pipeline:
         """Latents to pictures or frames. Raises ValueError for latents that are not finite, which would be
         black.
         """
-        if self.decoder is None:
-            raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
-        finite = np.isfinite(np.asarray(latents)).reshape(len(latents), -1).all(1)
-        if not finite.all():
-            raise ValueError(
-                f"samples {np.flatnonzero(~finite).tolist()} of {len(finite)} are not finite; "
-                f"lower the guidance, or check the weights and the recipe."
-            )
-        return np.asarray(programs.decode(self.decoder, latents))
+        check_finite(np.asarray(latents))
+        found = np.asarray(self.pixels(latents.reshape(self.replicas, -1, *latents.shape[1:])))
+        return found.reshape(-1, *found.shape[2:])
 
     def encode(
         self,
@@ -149,8 +204,6 @@ class Pipeline:
         guide: bool,
     ) -> dict[str, Any]:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
-        if not conditions:
-            raise ValueError("no conditions were given; give one prompt or class index for each sample.")
         if negative and (reason := self._no_negative(guide)):
             raise ValueError(
                 f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."
@@ -271,10 +324,7 @@ class Pipeline:
         """What compiled programs take of the conditions from `first` on, batch by batch; guided as in use."""
         for start in range(first, len(conditions), batch):
             part = conditions[start : start + batch]
-            keys = sample_keys(seed, start, len(part))
-            encoded = self.encode(part, guide=self.guidance.scale != 1)
-            noise = draw_noise(keys, self.latent_shape())
-            yield Call(encoded, jnp.float32(self.guidance.scale), noise, keys)
+            yield self.call(part, seed=seed, first=start)
 
     def plan(
         self,
@@ -339,6 +389,25 @@ class Pipeline:
         """Frames, of a video, then height, width and channels of the latent of a sample."""
         return said.latent_shape(self.facts, size, frames)
 
+    @property
+    def replicas(self) -> int:
+        """How many of them compute side by side."""
+        return 1 if self.mesh is None else int(self.mesh.shape["data"])
+
+    def on(self, mesh: Mesh) -> "Pipeline":
+        """The same pipeline on the devices of a mesh of `replica_mesh`; the text encoder stays where it is.
+
+        Raises ValueError for another mesh, where devices cannot share the quantized weights evenly, and where
+        the pipeline lies on a mesh already.
+        """
+        replicas.check(mesh)
+        if self.mesh is not None:
+            raise ValueError("this pipeline lies on a mesh already; load it again for another one.")
+        nets: dict[str, Any] = {
+            name: replicas.placed(net, mesh) for name, net in self.nets().items() if name != "text_encoder"
+        }
+        return dataclasses.replace(self, mesh=mesh, **nets)
+
     def with_sampler(self, name: str, **options: Any) -> "Pipeline":
         """The same pipeline with another sampler, on the same noise schedule and for the same kind of
         prediction.
@@ -366,6 +435,16 @@ class Pipeline:
         facts = {**self.facts, "recipe": self.recipe.to_json() if self.recipe else None}
         nets: dict[str, Callable[[], Net]] = {name: partial(_same, net) for name, net in self.nets().items()}
         return checkpoint.save(checkpoint.Artifact(facts, nets, self.files), path, overwrite=overwrite)
+
+
+def check_finite(latents: np.ndarray) -> None:
+    """Raise ValueError for samples [b ...] that are not finite, which would be black."""
+    finite = np.isfinite(latents).reshape(len(latents), -1).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"samples {np.flatnonzero(~finite).tolist()} of {len(finite)} are not finite; "
+            f"lower the guidance, or check the weights and the recipe."
+        )
 
 
 def _same(net: Net) -> Net:

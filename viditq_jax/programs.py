@@ -161,7 +161,7 @@ def denoise(
     net: Net, call: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan
 ) -> Float[Array, "b *t h w c"]:
     """The whole trajectory as one program. correction: of the noise of quantization, see `sampling.ptqd`."""
-    return _run(net, call, correction, plan)[0]
+    return trajectory(net, call, correction, plan)[0]
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -169,11 +169,11 @@ def states(
     net: Net, call: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan
 ) -> Float[Array, "steps b *t h w c"]:
     """`denoise`, with the states after each of the steps as its result."""
-    last, before = _run(net, call, correction, plan)
+    last, before = trajectory(net, call, correction, plan)
     return jnp.concatenate([before[1:], last[None]])
 
 
-def _run(
+def trajectory(
     net: Net, call: Call, correction: Float[Array, " steps"] | None, plan: Plan
 ) -> tuple[Float[Array, "b *t h w c"], Float[Array, "steps b *t h w c"]]:
     """The last state, and the states before each step."""
@@ -199,20 +199,25 @@ def encode_text(net: Net, ids: jax.Array, mask: jax.Array) -> jax.Array:
 
 @jax.jit
 def decode(net: Net, latents: Float[Array, "b *t h w c"]) -> UInt8[Array, "b *t i j 3"]:
+    """Latents to pixels, as one program."""
+    return pixels(net, latents)
+
+
+def pixels(net: Net, latents: Float[Array, "b *t h w c"]) -> UInt8[Array, "b *t i j 3"]:
     """Pixels 0 to 255, rounded to the nearest.
 
     Frames of videos are decoded a few at a time: the memory that it takes besides what goes in and comes out
     does not grow with their number.
     """
     if latents.ndim == 4:
-        return _pixels(net, latents)
+        return _rounded(net, latents)
     b, t = latents.shape[:2]
     together = max(n for n in range(1, FRAMES + 1) if b * t % n == 0)
     slices = rearrange(latents.reshape(b * t, *latents.shape[2:]), "(s n) h w c -> s n h w c", n=together)
-    pixels = jax.lax.map(partial(_pixels, net), slices)
-    return pixels.reshape(b, t, *pixels.shape[2:])
+    found = jax.lax.map(partial(_rounded, net), slices)
+    return found.reshape(b, t, *found.shape[2:])
 
 
-def _pixels(net: Net, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b i j 3"]:
-    pixels = net.call("decode", latents.astype(net.dtype)).astype(jnp.float32)
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+def _rounded(net: Net, latents: Float[Array, "b h w c"]) -> UInt8[Array, "b i j 3"]:
+    found = net.call("decode", latents.astype(net.dtype)).astype(jnp.float32)
+    return jnp.round(jnp.clip(found / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)

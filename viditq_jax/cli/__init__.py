@@ -48,9 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     import tyro
 
+    from viditq_jax.cli._cache import keep_programs
+
     options = tyro.cli(
         verb.Options, args=arguments[1:], prog=f"viditq {arguments[0]}", description=verb.__doc__
     )
+    keep_programs()
     try:
         _print(verb.run(options))
     except _EXPECTED as error:

@@ -9,18 +9,32 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from viditq_jax.calibrate import check_stats_file, load_stats
-from viditq_jax.conditions import read_prompts
+from viditq_jax.conditions import prompts_in
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import calibration_conditions, default_conditions, quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
 
 CONSOLE = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    """Items a second, or seconds an item."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
 @contextmanager
@@ -31,7 +45,10 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=CONSOLE) as progress:
         task = progress.add_task(what, total=total)
@@ -62,14 +79,7 @@ def conditions(
         raise ValueError("this model takes prompts; use --prompt instead of --label.")
     given = list(prompt)
     if file:
-        try:
-            given += (lines := read_prompts(file.read_text(encoding="utf-8")))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} is not a text file ({error.reason}); give one prompt a line."
-            ) from error
-        if not lines:
-            raise ValueError(f"{file} holds no prompt; give one a line, or leave the flag out.")
+        given += prompts_in(file)
     return list(given or default_conditions(pipeline))
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int32
 from pallas_kernels.packed_matmul import packed_matmul
 from pallas_kernels.scaled_matmul import scaled_matmul
 from viditq_jax.nn.linear import NOTHING, After, Modulated, linear
+from viditq_jax.quant.columns import ColumnShard
 from viditq_jax.quant.inputs import prepared, quantize_input, static_scale
 from viditq_jax.quant.low_rank import LowRank
 from viditq_jax.quant.qtensor import QTensor
@@ -143,8 +144,11 @@ def quantized_weight(
 
 def quantized_part(weight: Any) -> QWeight | None:
     """The QWeight of a slot, the first where there are several; None for a float weight."""
-    while isinstance(weight, (PerRange, ByRange, Chosen)):
-        weight = weight.stacked if isinstance(weight, PerRange) else weight.values[0]
+    while isinstance(weight, (PerRange, ByRange, Chosen, ColumnShard)):
+        if isinstance(weight, (ByRange, Chosen)):
+            weight = weight.values[0]
+        else:
+            weight = weight.stacked if isinstance(weight, PerRange) else weight.part
     return weight if isinstance(weight, QWeight) else None
 
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,16 @@ from converters import export, save_safetensors
 from tests import tiny
 from viditq_jax import cli, plugins
 from viditq_jax.cli import main
+from viditq_jax.cli._cache import FOLDER, SWITCH, keep_programs
 from viditq_jax.cli._common import conditions
 from viditq_jax.cli.generate import Options as GenerateOptions
 from viditq_jax.cli.generate import default_folder
 from viditq_jax.load import load_pipeline
 
-VERBS = ("bench", "calibrate", "convert", "evaluate", "generate", "inspect", "quantize", "report", "search")
+VERBS = (
+    "bench", "calibrate", "convert", "doctor", "evaluate", "generate", "inspect", "quantize", "report",
+    "search",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +286,27 @@ def test_pictures_of_other_flags_go_to_another_folder_by_default() -> None:
 def test_equal_pictures_give_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
     cli._print({"psnr_db": float("inf"), "ssim": 1.0})
     assert json.loads(capsys.readouterr().out) == {"psnr_db": "inf", "ssim": 1.0}
+
+
+def test_compiled_programs_are_kept_in_a_folder_of_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: dict[str, Any] = {}
+    before = getattr(jax.config, FOLDER)
+    jax.config.update(FOLDER, None)
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_programs()  # the tests' own switch is off
+    assert told == {}
+    monkeypatch.delenv(SWITCH)
+    keep_programs()
+    kept = tmp_path / "viditq-jax" / "programs"
+    assert told[FOLDER] == str(kept)
+    assert kept.stat().st_mode & 0o777 == 0o700
+    told.clear()
+    kept.chmod(0o777)
+    keep_programs()
+    assert told == {}
+    assert f"others may write to {kept}" in capsys.readouterr().err
+    monkeypatch.undo()
+    jax.config.update(FOLDER, before)
