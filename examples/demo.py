@@ -55,18 +55,21 @@ def clear(run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
 
 
-def make_artifacts(run: Path, prompts: list[str]) -> dict[str, Path]:
-    """The float artifact, converted from the packaged checkpoint, and one a recipe, calibrated on prompts."""
+def make_artifacts(run: Path, count: int) -> dict[str, Path]:
+    """The float artifact, converted from the packaged checkpoint, and one a recipe; count: prompts to
+    calibrate on, at most.
+    """
     paths = {name: run / "artifacts" / name for name in ("float", *RECIPES)}
     with working("converting the packaged PyTorch checkpoint"), packaged_model("default") as folder:
         checkpoint.save(convert(folder), paths["float"])
-    for name, small in quantized(load_pipeline(paths["float"]), prompts):
+    for name, small in quantized(load_pipeline(paths["float"]), count):
         small.save(paths[name])
     return paths
 
 
-def quantized(pipeline: Pipeline, prompts: list[str]) -> Iterator[tuple[str, Pipeline]]:
+def quantized(pipeline: Pipeline, count: int) -> Iterator[tuple[str, Pipeline]]:
     """The pipeline under each recipe. One calibration serves all: w4a8 wants all that w8a8 does, and more."""
+    prompts = calibration_conditions(pipeline)[:count]
     with bar("calibrating", len(prompts)) as advance:
         stats = calibrate(pipeline, prompts, load_recipe("w4a8"), seed=SEED, advance=advance)
     for name in RECIPES:
@@ -118,10 +121,9 @@ def make_video(run: Path, count: int) -> dict[str, Any]:
     """
     with working("loading the video model"):
         pipeline = load_pipeline("default-video")
-    prompts = calibration_conditions(pipeline)[:count]
     variants: dict[str, dict[str, Any]] = {}
     videos = {}
-    for name, small in (("float", pipeline), *quantized(pipeline, prompts)):
+    for name, small in (("float", pipeline), *quantized(pipeline, count)):
         make_pictures(small, [VIDEO], run / "videos" / name)
         videos[name] = Manifest.read(run / "videos" / name).images()[0]
         variants[name] = {"pictures": f"videos/{name}", **compare(run, name, "float", folder="videos")}
@@ -146,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         clear(run)
     except ValueError as error:
         parser.error(str(error))
-    paths = make_artifacts(run, prompts)
+    paths = make_artifacts(run, options.count)
     variants: dict[str, dict[str, Any]] = {}
     pipelines = {name: load_pipeline(path) for name, path in paths.items()}
     reference = latents(pipelines["float"], prompts)

@@ -13,7 +13,7 @@ from viditq_jax import programs
 from viditq_jax.load import packaged_model
 from viditq_jax.models.stdit3 import Clip
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import default_conditions
+from viditq_jax.post_training import calibration_conditions, default_conditions
 from viditq_jax.programs import encode_prompt
 from viditq_jax.sampling.schedule import latent_video_shift, video_shift
 
@@ -201,5 +201,16 @@ def test_a_packaged_model_that_was_left_out_is_named() -> None:
 
 
 def test_videos_are_calibrated_on_prompts_of_things_in_motion() -> None:
-    assert "moving" in " ".join(map(str, default_conditions(tiny.video())))
+    assert "moving" in " ".join(map(str, calibration_conditions(tiny.video())))
     assert default_conditions(tiny.pipeline()) != default_conditions(tiny.video())
+
+
+@pytest.mark.parametrize("model", ["pixart", "stdit", "latte"])
+def test_nothing_is_judged_by_what_it_was_calibrated_on(model: str) -> None:
+    pipeline = tiny.pipeline() if model == "pixart" else tiny.video(model)
+    if model == "latte":  # with as many classes as it takes to tell them apart
+        facts = {**pipeline.facts, "conditions": {**pipeline.facts["conditions"], "classes": 101}}
+        pipeline = dataclasses.replace(pipeline, facts=facts)
+    calibrated = calibration_conditions(pipeline)
+    assert len(set(calibrated)) == len(calibrated) == (16 if model == "pixart" else 4)
+    assert not set(calibrated) & set(default_conditions(pipeline))

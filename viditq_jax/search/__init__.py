@@ -159,7 +159,7 @@ def search(
 def search_conditions(pipeline: Pipeline) -> list[str | int]:
     """What a search samples: conditions that no default condition is among."""
     if pipeline.facts["conditions"]["kind"] == "label":
-        taken = set(default_conditions(pipeline))
+        taken = {*default_conditions(pipeline), *calibration_conditions(pipeline)}
         fresh = [c for c in range(int(pipeline.facts["conditions"]["classes"])) if c not in taken]
         spread: list[str | int] = [*fresh[:: max(1, len(fresh) // SEARCHED)]]
         return spread[:SEARCHED] or default_conditions(pipeline)

@@ -12,7 +12,7 @@ from tests import tiny
 from viditq_jax import programs
 from viditq_jax.cli import main
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import default_conditions
+from viditq_jax.post_training import calibration_conditions, default_conditions
 from viditq_jax.quant.recipe import Recipe, Rule, load_recipe
 from viditq_jax.quant.spec import Spec
 from viditq_jax.search import result_rows, search, search_conditions
@@ -190,6 +190,7 @@ def test_prompts_of_a_search_are_none_that_plans_are_judged_on():
     pipeline = tiny.pipeline()
     assert len(search_conditions(pipeline)) == 8
     assert not set(search_conditions(pipeline)) & set(default_conditions(pipeline))
+    assert not set(search_conditions(pipeline)) & set(calibration_conditions(pipeline))
     facts = {**pipeline.facts, "conditions": {"kind": "label", "classes": 1000}}
     labels = dataclasses.replace(pipeline, facts=facts)
     assert len(set(search_conditions(labels))) == 8
