@@ -29,7 +29,7 @@ from viditq_jax.drift import Drift, times, trajectory
 from viditq_jax.generate import Manifest
 from viditq_jax.load import packaged_model
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import calibration_conditions, quantize_pipeline
+from viditq_jax.post_training import calibration_conditions, calibration_texts, quantize_pipeline
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.report import write_report
 from viditq_jax.video import animation, side_by_side
@@ -71,7 +71,14 @@ def quantized(pipeline: Pipeline, count: int) -> Iterator[tuple[str, Pipeline]]:
     """The pipeline under each recipe. One calibration serves all: w4a8 wants all that w8a8 does, and more."""
     prompts = calibration_conditions(pipeline)[:count]
     with bar("calibrating", len(prompts)) as advance:
-        stats = calibrate(pipeline, prompts, load_recipe("w4a8"), seed=SEED, advance=advance)
+        stats = calibrate(
+            pipeline,
+            prompts,
+            load_recipe("w4a8"),
+            texts=calibration_texts(pipeline),
+            seed=SEED,
+            advance=advance,
+        )
     for name in RECIPES:
         with working(f"quantizing to {name}"):
             small = quantize_pipeline(pipeline, load_recipe(name), prompts, stats=stats)

@@ -33,6 +33,7 @@ def calibrate(
     conditions: Sequence[str | int],
     recipe: Recipe,
     *,
+    texts: Sequence[str] = (),
     seed: int = 0,
     batch: int = 8,
     steps: int | None = None,
@@ -43,6 +44,8 @@ def calibrate(
 
     conditions: the prompts or classes to run, guided as in use. batch: samples a compiled call; a smaller
         last batch compiles once more. steps: the sampler's default where not given.
+    texts: more prompts, for the layers that see nothing but the prompt. Of a dozen prompts these see a few
+        words, and a rounding fits them alone; more words cost no sampling.
     file: where the statistics are kept, as safetensors. If it holds those of the same run, cut short,
         only the batches that it lacks are run. advance: called with the number of samples just done.
     Raises ValueError if the pipeline is quantized, if the recipe does not fit, if an input was not finite,
@@ -65,6 +68,7 @@ def calibrate(
         )
     run = {
         "conditions": [str(condition) for condition in conditions],
+        "texts": list(texts),
         "seed": seed,
         "batch": batch,
         "steps": plan.steps,
@@ -77,6 +81,8 @@ def calibrate(
     done, stats = _resume(Path(file), run) if file and Path(file).exists() else (0, {})
     if advance and done:
         advance(done)
+    if not done:
+        stats = _of_texts(pipeline, texts, batch, recipe.range_count, grams)
     for call in pipeline.calls(conditions, seed=seed, batch=batch, first=done):
         seen = _trajectory(pipeline.denoiser, call, plan=plan, grams=grams)
         stats = merge_stats(stats, seen) if stats else seen
@@ -104,19 +110,38 @@ def _check(stats: Stats) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("plan", "grams"))
-def _trajectory(net: Net, call: Call, *, plan: Plan, grams: frozenset[str]) -> Stats:
-    """The statistics of one batch over all of its denoising steps.
+def _of_texts(
+    pipeline: Pipeline, texts: Sequence[str], batch: int, ranges: int, grams: frozenset[str]
+) -> Stats:
+    """The statistics of prompts that are not sampled. Raises ValueError for a model that takes none."""
+    if texts and pipeline.facts["conditions"]["kind"] != "prompt":
+        raise ValueError("this model takes no prompts, so there are no texts to calibrate with.")
+    stats: Stats = {}
+    for start in range(0, len(texts), batch):
+        conditions = pipeline.encode(texts[start : start + batch], guide=False)
+        seen = _prompt_alone(pipeline.denoiser, conditions, ranges=ranges, grams=grams)
+        stats = merge_stats(stats, seen) if stats else seen
+    return stats
 
-    What depends on the prompt alone runs once, and counts in every range: each sees it alike. Padding, which
-    nothing attends to, does not count.
+
+@partial(jax.jit, static_argnames=("ranges", "grams"))
+def _prompt_alone(net: Net, conditions: dict[str, Any], *, ranges: int, grams: frozenset[str]) -> Stats:
+    """The statistics of what depends on the prompt alone, which counts in every range: each sees it alike.
+
+    Padding, which nothing attends to, does not count.
     """
     empty = {
-        path: LayerStats.empty(weight.shape[1], len(plan.bounds) + 1, gram=path in grams)
+        path: LayerStats.empty(weight.shape[1], ranges, gram=path in grams)
         for path, weight in net.weights().items()
     }
-    real = _without_padding(call.conditions)
-    _, stats = observe(net, lambda tapped: encode_prompt(tapped, real), empty, r=slice(None), initial=True)
+    real = _without_padding(conditions)
+    return observe(net, lambda tapped: encode_prompt(tapped, real), empty, r=slice(None), initial=True)[1]
+
+
+@partial(jax.jit, static_argnames=("plan", "grams"))
+def _trajectory(net: Net, call: Call, *, plan: Plan, grams: frozenset[str]) -> Stats:
+    """The statistics of one batch over all of its denoising steps; what depends on the prompt runs once."""
+    stats = _prompt_alone(net, call.conditions, ranges=len(plan.bounds) + 1, grams=grams)
     prompt, index = encode_prompt(net, call.conditions), jnp.asarray(plan.range_index())
 
     def look(x: Array, t: Array, i: Array, stats: Stats) -> tuple[Array, Stats, None]:

@@ -28,7 +28,7 @@ from viditq_jax.drift import Drift, layer_noise, times, trajectory
 from viditq_jax.evaluate import TEMPORAL, evaluate
 from viditq_jax.generate import generate
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import calibration_conditions, quantize_pipeline
+from viditq_jax.post_training import calibration_conditions, calibration_texts, quantize_pipeline
 from viditq_jax.quant.recipe import Recipe, RecipeError, load_recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.stress import stress
@@ -278,7 +278,13 @@ class _Bench:
             samples = calibration_conditions(self.pipeline)
             with self.progress(f"{self.model}, {name}: calibrating", len(samples)) as advance:
                 self._stats[key] = calibrate(
-                    self.pipeline, samples, recipe, seed=self.seed + 1, batch=self.batch, advance=advance
+                    self.pipeline,
+                    samples,
+                    recipe,
+                    texts=calibration_texts(self.pipeline),
+                    seed=self.seed + 1,
+                    batch=self.batch,
+                    advance=advance,
                 )
         return self._stats[key]
 

@@ -24,7 +24,8 @@ PAD, EOS = 0, 1  # in every vocabulary of T5
 
 def packaged_prompts(name: str = "default") -> list[str]:
     """Prompts of the packaged models, no two lists with one in common: "default", to show and to judge by;
-    "calibration", to quantize with; "search", to choose bits with; and with "-video" of things in motion.
+    "calibration" and "calibration-text", to quantize with; "search", to choose bits with; and each with
+    "-video" of things in motion.
     """
     file = resources.files("viditq_jax.assets") / "prompts" / f"{name}.txt"
     return read_prompts(file.read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ def quantize_pipeline(
     recipe: Recipe,
     conditions: Sequence[str | int] | None = None,
     *,
+    texts: Sequence[str] | None = None,
     seed: int = 0,
     batch: int = 8,
     stats: Stats | None = None,
@@ -46,17 +47,20 @@ def quantize_pipeline(
 ) -> Pipeline:
     """The pipeline with its denoiser quantized, after whatever calibration the recipe needs.
 
-    conditions: prompts or classes to calibrate on; `calibration_conditions` where not given. stats: from
-        `calibrate`, to use instead. batch, advance: as `calibrate` has them.
+    conditions: prompts or classes to calibrate on; `calibration_conditions` where not given. texts: as
+        `calibrate` has them; `calibration_texts` where neither is given. stats: from `calibrate`, to use
+        instead. batch, advance: as `calibrate` has them.
     Warns, see `speed`, of layers that were measured to be slower than in floats on this device.
     Raises ValueError and RecipeError as `calibrate` and `quantize` do.
     """
     if pipeline.recipe is not None:
         raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
     check_recipe(pipeline.denoiser, recipe)
+    if texts is None:
+        texts = calibration_texts(pipeline) if conditions is None else ()
     samples = calibration_conditions(pipeline) if conditions is None else conditions
     if recipe.needs_stats and stats is None:
-        stats = calibrate(pipeline, samples, recipe, seed=seed, batch=batch, advance=advance)
+        stats = calibrate(pipeline, samples, recipe, texts=texts, seed=seed, batch=batch, advance=advance)
     small = pipeline.quantized(recipe, stats)
     if recipe.tuning:
         small = _tuned(pipeline, small, stats or {}, samples, seed, batch)
@@ -93,6 +97,13 @@ def calibration_conditions(pipeline: Pipeline) -> list[str | int]:
         stride = max(1, int(facts["classes"]) // CLASSES)
         found = [*range(stride // 2, int(facts["classes"]), stride)][:CLASSES]
     return list(found) if pipeline.frames is None else list(found[:: len(found) // VIDEOS or 1][:VIDEOS])
+
+
+def calibration_texts(pipeline: Pipeline) -> list[str]:
+    """Prompts for the layers that see nothing but the prompt; none for a model that takes no prompts."""
+    if pipeline.facts["conditions"]["kind"] != "prompt":
+        return []
+    return packaged_prompts("calibration-text" if pipeline.frames is None else "calibration-text-video")
 
 
 def _tuned(

@@ -221,3 +221,18 @@ def test_a_model_that_gives_nan_is_refused_and_the_layer_named() -> None:
     )
     with pytest.raises(ValueError, match=r"^2 layers .*: blocks/0/mlp/fc2, final_layer"):
         calibrate(dataclasses.replace(pipeline, denoiser=broken), PROMPTS[:1], STATIC, steps=1)
+
+
+def test_texts_count_where_nothing_but_the_prompt_is_seen() -> None:
+    pipeline, texts = tiny.pipeline(depth=1), ["heart of gold", "cat face"]
+    plain = calibrate(pipeline, PROMPTS[:1], STATIC, seed=3)
+    found = calibrate(pipeline, PROMPTS[:1], STATIC, texts=texts, seed=3)
+    prompt_alone = {"blocks/0/cross_attn/kv_linear", "y_embedder/y_proj/fc1", "y_embedder/y_proj/fc2"}
+    assert {path for path in plain if (plain[path].count != found[path].count).any()} == prompt_alone
+    conditions = pipeline.encode(texts, guide=False)
+    seen = np.asarray(conditions["y"])[np.asarray(conditions["mask"])]
+    high = np.maximum(plain["y_embedder/y_proj/fc1"].high[0], seen.max(0))
+    np.testing.assert_allclose(found["y_embedder/y_proj/fc1"].high[0], high, rtol=1e-6)
+    assert (seen.max(0) > plain["y_embedder/y_proj/fc1"].high[0]).any()  # they tell something new
+    with pytest.raises(ValueError, match="takes no prompts, so there are no texts"):
+        calibrate(tiny.video("latte"), [1], STATIC, texts=texts)

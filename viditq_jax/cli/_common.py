@@ -21,7 +21,12 @@ from rich.text import Text
 from viditq_jax.calibrate import check_stats_file, load_stats
 from viditq_jax.conditions import prompts_in
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import calibration_conditions, default_conditions, quantize_pipeline
+from viditq_jax.post_training import (
+    calibration_conditions,
+    calibration_texts,
+    default_conditions,
+    quantize_pipeline,
+)
 from viditq_jax.quant.recipe import load_recipe
 
 CONSOLE = Console(stderr=True)
@@ -88,7 +93,7 @@ def quantized(
 ) -> Pipeline:
     """The pipeline under the recipe `name`, calibrated first where the recipe needs it and has no file."""
     recipe = load_recipe(name)
-    samples = calibrated_on(pipeline, prompts)
+    samples, texts = calibrated_on(pipeline, prompts)
     known, facts = load_stats(stats) if stats else (None, {})
     if stats:
         check_stats_file(facts, pipeline, recipe)
@@ -99,15 +104,22 @@ def quantized(
         else working(f"quantizing to {name}")
     )
     with shown as advance:
-        return quantize_pipeline(pipeline, recipe, samples, seed=seed, stats=known, advance=advance)
+        return quantize_pipeline(
+            pipeline, recipe, samples, texts=texts, seed=seed, stats=known, advance=advance
+        )
 
 
-def calibrated_on(pipeline: Pipeline, prompts: Path | None) -> list[str | int]:
-    """The prompts of the file, or the default ones of a calibration."""
+def calibrated_on(
+    pipeline: Pipeline, prompts: Path | None, count: int | None = None
+) -> tuple[list[str | int], list[str]]:
+    """What a calibration samples: the first `count` prompts of the file, or its default conditions; and of
+    what it looks at the text alone: the rest of the file, or its default texts.
+    """
     if prompts is None:
-        return calibration_conditions(pipeline)
+        return calibration_conditions(pipeline)[:count], calibration_texts(pipeline)
     if pipeline.facts["conditions"]["kind"] != "prompt":
         raise ValueError(
             "this model takes class indices, so there are no prompts to calibrate with; leave them out."
         )
-    return conditions((), prompts, (), pipeline)
+    given = prompts_in(prompts)
+    return list(given[:count]), [] if count is None else given[count:]

@@ -29,9 +29,9 @@ class Options:
     out: Path | None = None
     """The file; runs/RECIPE.safetensors where not given."""
     prompts: Path | None = None
-    """Prompts to run, one a line."""
+    """Prompts, one a line, or a .jsonl or .csv with a field "prompt"."""
     count: int | None = None
-    """Only the first so many conditions."""
+    """Run only the first so many; of the other prompts of the file the text alone is looked at."""
     steps: int | None = None
     """Denoising steps; the sampler's own number where not given."""
     seed: int = 0
@@ -49,7 +49,7 @@ def run(options: Options) -> Any:
         raise ValueError(f"--count is {options.count}; run at least one condition.")
     with working("loading"):
         pipeline = load_pipeline(options.source)
-    samples = calibrated_on(pipeline, options.prompts)[: options.count]
+    samples, texts = calibrated_on(pipeline, options.prompts, options.count)
     out = options.out or Path("runs") / f"{Path(options.recipe).stem}.safetensors"
     started = time.perf_counter()
     with bar("calibrating (the first batch compiles)", len(samples)) as advance:
@@ -57,6 +57,7 @@ def run(options: Options) -> Any:
             pipeline,
             samples,
             recipe,
+            texts=texts,
             seed=options.seed,
             batch=min(options.batch, len(samples)),
             steps=options.steps,
@@ -70,6 +71,7 @@ def run(options: Options) -> Any:
         "ranges": recipe.range_count,
         "grams": sum(layer.gram is not None for layer in stats.values()),
         "conditions": len(samples),
+        "texts": len(texts),
         "steps": options.steps or pipeline.steps,
         "seconds": round(time.perf_counter() - started, 1),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -82,11 +84,12 @@ def run(options: Options) -> Any:
 
 def _text(facts: dict[str, Any]) -> str:
     worst = sorted(facts["incoherence"].items(), key=lambda item: -max(item[1]))[:5]
+    texts = f", and {facts['texts']} more texts" if facts["texts"] else ""
     lines = [
         f"{facts['file']}: {facts['layers']} layers, {facts['ranges']} ranges, {facts['grams']} Gram "
         f"matrices, {facts['bytes'] / 1e6:.1f} MB",
-        f"{facts['conditions']} conditions of {facts['steps']} steps in {facts['seconds']} s, peak memory "
-        f"{facts['peak_bytes'] / 1e9:.2f} GB",
+        f"{facts['conditions']} conditions of {facts['steps']} steps{texts} in {facts['seconds']} s, "
+        f"peak memory {facts['peak_bytes'] / 1e9:.2f} GB",
         "largest incoherence (max / mean of |input|), a number a range:",
     ]
     return "\n".join([*lines, *(f"  {path:<34} {' '.join(map(str, values))}" for path, values in worst)])

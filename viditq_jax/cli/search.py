@@ -17,6 +17,7 @@ from viditq_jax.load import load_pipeline
 from viditq_jax.quant.recipe import load_recipe
 from viditq_jax.report.search import pareto_chart, sensitivity_chart
 from viditq_jax.search import result_rows, search
+from viditq_jax.stress import stress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Options:
     """Times at which sensitivities are told apart, such as 250 500 750; the plan is the same at all times."""
     one_metric: bool = False
     """One metric for all layers, the error of the latents, instead of one for each group of layers."""
+    stress: bool = False
+    """Search on the model with planted channel outliers, which leave its float function as it is."""
     cheap: bool = False
     """Sensitivities from calibration alone, without sampling."""
     floor: tuple[str, ...] = ()
@@ -66,6 +69,8 @@ def run(options: Options) -> Any:
     floors = dict(_floor(text) for text in options.floor)
     with working("loading"):
         pipeline = load_pipeline(options.model)
+        if options.stress:
+            pipeline = dataclasses.replace(pipeline, denoiser=stress(pipeline.denoiser))
     record = search(
         pipeline,
         load_recipe(options.recipe),

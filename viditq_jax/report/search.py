@@ -1,6 +1,6 @@
 """Charts of a search: what each layer costs, and quality over size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -77,6 +77,24 @@ def pareto_chart(record: Mapping[str, Any]) -> Figure:
             axis.grid(True, color="0.9")
             axis.legend(frameon=False)
     return figure
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The judged plans in markdown: a line a budget, PSNR and latent error of each kind of plan."""
+    kinds = [kind for kind in _PLANS if any(row["plan"] == kind for row in rows)]
+    lines = [
+        f"| average bits | MB | {' | '.join(f'{kind}: PSNR, dB | latent error' for kind in kinds)} |",
+        "|---" * (2 + 2 * len(kinds)) + "|",
+    ]
+    for budget in sorted({row["budget"] for row in rows}):
+        found = {row["plan"]: row for row in rows if row["budget"] == budget}
+        cells = [
+            f"{found[kind]['psnr_db']:.1f} | {found[kind]['latent_rel_l2']:.3f}" if kind in found else "| "
+            for kind in kinds
+        ]
+        size = next(iter(found.values()))["weight_bytes"]
+        lines.append(f"| {budget:g} | {size / 1e6:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _place(path: str) -> tuple[int, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 NOT_MEASURED = "not measured"
-BEGIN, END = "<!-- speed: written by benchmarks/readme.py -->", "<!-- end of speed -->"
 _EXPECTED = {"cpu": "a CPU", "nvidia-h100-80gb-hbm3": "NVIDIA H100"}  # columns, with and without a record
 _CASES = (  # of pipeline records, in this order, measured or not
     "pixart block, width 1152, 1024 tokens",
@@ -65,13 +64,14 @@ def speed_tables(folder: str | Path) -> str:
     )
 
 
-def insert(text: str, tables: str) -> str:
-    """The text with the tables between the two marks. Raises ValueError if it lacks them."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def insert(text: str, tables: str, name: str = "speed") -> str:
+    """The text with the tables between the two marks of this name. Raises ValueError if it lacks them."""
+    first, last = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the text lacks the lines {BEGIN!r} and {END!r}; add them where the tables go.")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+        raise ValueError(f"the text lacks the lines {first!r} and {last!r}; add them where the tables go.")
+    return f"{before}{first}\n\n{tables}\n\n{last}{after}"
 
 
 def _read(folder: Path, kind: str) -> dict[str, Record]:

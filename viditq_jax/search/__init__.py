@@ -24,7 +24,7 @@ from viditq_jax.checkpoint import fingerprint, versions, write_json
 from viditq_jax.compare import Progress, silent
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.pipeline import Pipeline
-from viditq_jax.post_training import calibration_conditions, default_conditions
+from viditq_jax.post_training import calibration_conditions, calibration_texts, default_conditions
 from viditq_jax.quant.matching import matches
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.search.allocate import allocate, bits_of
@@ -182,8 +182,8 @@ def _statistics(
     samples = calibration_conditions(pipeline)
     with progress("calibrating", len(samples)) as advance:
         return calibrate(
-            pipeline, samples, recipe, seed=seed, batch=batch, file=out / "statistics.safetensors",
-            advance=advance,
+            pipeline, samples, recipe, texts=calibration_texts(pipeline), seed=seed, batch=batch,
+            file=out / "statistics.safetensors", advance=advance,
         )  # fmt: skip
 
 

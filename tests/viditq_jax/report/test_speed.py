@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from viditq_jax.report.speed import BEGIN, END, NOT_MEASURED, insert, speed_tables, summary
+from viditq_jax.report.speed import NOT_MEASURED, insert, speed_tables, summary
 
 HEAD = {
     "device": "cpu",
@@ -97,9 +97,10 @@ def test_without_records_nothing_is_measured(tmp_path: Path) -> None:
 
 
 def test_tables_replace_what_is_between_the_marks_and_nothing_else() -> None:
-    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    begin, end = "<!-- speed: written by benchmarks/readme.py -->", "<!-- end of speed -->"
+    text = f"before\n{begin}\nold\n{end}\nafter\n"
     once = insert(text, "new")
-    assert once == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    assert once == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     assert insert(once, "new") == once
     with pytest.raises(ValueError, match="lacks the lines"):
         insert("no marks", "new")

@@ -107,24 +107,25 @@ def optimum(problem: Problem) -> np.ndarray:
 
 def greedy(problem: Problem) -> np.ndarray:
     """The paper's rule: each group has the share of the budget that its output error has; inside a group the
-    most sensitive unit that still fits goes to the most bits first.
+    most sensitive unit that still fits goes to the most bits first. What is left over goes to any unit so.
     """
     n = len(problem.units)
     choice = problem.allowed().argmax(1)
     rows = np.arange(n)
     left = problem.limit - problem.size[rows, choice].sum()
-    names = list(dict.fromkeys(problem.groups))
+    names = sorted(set(problem.groups))
     members = {name: [i for i in range(n) if problem.groups[i] == name] for name in names}
     lowest = problem.cost[rows, choice]
     total = lowest.sum() or 1.0
     shares = {name: left * lowest[each].sum() / total for name, each in members.items()}
-    spare = 0.0  # what a group cannot use goes to the next one
+    names.sort(key=lambda name: -shares[name])  # what a group cannot use goes to the next one
     top = len(problem.bits) - 1
-    for name in sorted(names, key=lambda name: -shares[name]):
-        spare += shares[name]
-        for i in sorted(members[name], key=lambda i: -lowest[i]):
+    spare = 0.0
+    for some, share in [(members[name], shares[name]) for name in names] + [(range(n), 0.0)]:
+        spare += share
+        for i in sorted(some, key=lambda i: -lowest[i]):
             extra = problem.size[i, top] - problem.size[i, choice[i]]
-            if extra <= spare * (1 + 1e-12):
+            if choice[i] != top and extra <= spare * (1 + 1e-12):
                 choice[i], spare = top, spare - extra
     return choice
 
