@@ -1,16 +1,28 @@
-"""Write the speed tables of the README from the committed records: python benchmarks/readme.py"""
+"""Write the tables of the README that are made from committed records: python benchmarks/readme.py"""
 
+import json
 from pathlib import Path
 
+from viditq_jax.report.search import plan_table
 from viditq_jax.report.speed import insert, speed_tables
 
 ROOT = Path(__file__).parent.parent
 
 
+RECORDS = ROOT / "benchmarks/records"
+
+
+def with_tables(text: str) -> str:
+    """The text with what the records give between its marks."""
+    text = insert(text, speed_tables(RECORDS))
+    plans = json.loads((RECORDS / "pareto-image.json").read_text(encoding="utf-8"))
+    return insert(text, plan_table(plans), "plans")
+
+
 def main() -> None:
     """Replace what stands between the marks."""
     readme = ROOT / "README.md"
-    readme.write_text(insert(readme.read_text(), speed_tables(ROOT / "benchmarks/records")))
+    readme.write_text(with_tables(readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.readme import with_tables
 from viditq_jax import load_recipe
 from viditq_jax.compare import packaged_recipes
-from viditq_jax.report.speed import insert, speed_tables
 
 ROOT = Path(__file__).parent.parent
 SPEED = ROOT / "benchmarks/records"
@@ -76,9 +76,24 @@ def test_weights_are_as_small_as_the_recipe_expects(name: str) -> None:
     assert measured("default", name)["weight_bytes_vs_bfloat16"] <= expected
 
 
-def test_the_speed_tables_of_the_readme_are_the_records() -> None:
+def test_the_tables_of_the_readme_are_the_records() -> None:
+    """Otherwise: python benchmarks/readme.py."""
     readme = (ROOT / "README.md").read_text()
-    assert insert(readme, speed_tables(SPEED)) == readme
+    assert with_tables(readme) == readme
+
+
+def test_a_searched_plan_is_better_than_the_same_bits_everywhere_and_than_the_greedy_rule() -> None:
+    """As the record has it; and more bits are never worse."""
+    plans = {
+        (row["budget"], row["plan"]): row for row in json.loads((SPEED / "pareto-image.json").read_text())
+    }
+    found = plans[5.0, "milp"]
+    assert found["psnr_db"] >= plans[4.0, "uniform"]["psnr_db"] + 2
+    assert found["psnr_db"] > plans[5.0, "greedy"]["psnr_db"]
+    assert found["latent_rel_l2"] < plans[5.0, "greedy"]["latent_rel_l2"]
+    curve = [plans[budget, "milp"] for budget in (4.0, 4.5, 5.0, 6.0, 8.0)]
+    assert [row["psnr_db"] for row in curve] == sorted(row["psnr_db"] for row in curve)
+    assert all(row["average_bits"] <= row["budget"] for row in curve)
 
 
 def test_records_of_speed_say_what_they_compared_and_where() -> None:

@@ -70,8 +70,8 @@ def pareto_chart(record: Mapping[str, Any]) -> Figure:
                     for row in record["plans"]
                     if row["plan"] == plan and row[name] is not None
                 )
-                line = "" if plan == "uniform" else "-"
-                axis.plot(*np.array(found).T, line, marker=marker, color=colour, label=plan)
+                line = "none" if plan == "uniform" else "-"  # nothing lies between its widths
+                axis.plot(*np.array(found).T, linestyle=line, marker=marker, color=colour, label=plan)
             axis.set_xlabel("average bits of the weights")
             axis.set_ylabel(label)
             axis.grid(True, color="0.9")
