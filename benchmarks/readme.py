@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from viditq_jax.report.recipes import picture_table
 from viditq_jax.report.search import plan_table
 from viditq_jax.report.speed import insert, speed_tables
 
@@ -15,8 +17,13 @@ RECORDS = ROOT / "benchmarks/records"
 def with_tables(text: str) -> str:
     """The text with what the records give between its marks."""
     text = insert(text, speed_tables(RECORDS))
-    plans = json.loads((RECORDS / "pareto-image.json").read_text(encoding="utf-8"))
-    return insert(text, plan_table(plans), "plans")
+    text = insert(text, plan_table(_rows("pareto-image")), "plans")
+    return insert(text, picture_table(_rows("recipes-image")), "pictures")
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+    return rows
 
 
 def main() -> None:

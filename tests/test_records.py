@@ -60,17 +60,6 @@ def test_outliers_break_the_naive_recipe_and_not_the_balanced_one() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_table_of_the_readme_is_the_record(name: str) -> None:
-    row, stressed = measured("default", name), measured("stressed", name)
-    line = (
-        f"| `{name}` | {row['psnr_db']:.1f} | {row['ssim']:.3f} | {row['latent_rel_l2']:.3f} |"
-        f" {stressed['psnr_db']:.1f} | {stressed['ssim']:.3f} | {stressed['latent_rel_l2']:.3f} |"
-        f" {row['weight_bytes_vs_bfloat16']:.3f}x |"
-    )
-    assert line in (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize("name", RECIPES)
 def test_weights_are_as_small_as_the_recipe_expects(name: str) -> None:
     expected = load_recipe(name).expect["weight_bytes_vs_bfloat16"]
     assert measured("default", name)["weight_bytes_vs_bfloat16"] <= expected
