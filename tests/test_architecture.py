@@ -68,7 +68,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.search": (
         "viditq_jax.calibrate", "viditq_jax.checkpoint", "viditq_jax.compare", "viditq_jax.conditions",
         "viditq_jax.evaluate", "viditq_jax.net", "viditq_jax.pipeline", "viditq_jax.plugins",
-        "viditq_jax.post_training", "viditq_jax.programs", "viditq_jax.quant",
+        "viditq_jax.post_training", "viditq_jax.programs", "viditq_jax.quant", "viditq_jax.speed",
+        "pallas_kernels",
     ),
     "viditq_jax.report": ("viditq_jax.video",),
     "viditq_jax.cli": EVERYTHING,

@@ -28,8 +28,9 @@ class Options:
     """An artifact, a checkpoint, or a packaged model: "default", "default-video"."""
     budget: float = 5.0
     """Average bits of the weights, or what --measure says."""
-    measure: Literal["bits", "bytes"] = "bits"
-    """What the budget counts: average weight bits, or bytes that the layers store."""
+    measure: Literal["bits", "bytes", "seconds"] = "bits"
+    """What the budget counts: average weight bits, bytes that the layers store, or seconds of the layers in a
+    denoising step of --batch samples, as `viditq bench --tune` measured them on this device."""
     recipe: str = "w4a8"
     """Gives the layers everything but their bits: a packaged recipe, or a JSON file."""
     bits: tuple[int, ...] = (4, 8)
@@ -51,7 +52,8 @@ class Options:
     prompts: Path | None = None
     """A file with one prompt a line, for the search; packaged ones where not given."""
     shard: tuple[int, int] = (0, 1)
-    """I N: measure every N-th unit from I on and stop; join the tables of all shards to go on."""
+    """I N: measure every N-th unit from I on and stop; when all are through, a search without this flag goes
+    on from their tables in the same folder."""
     out: Path = Path("runs/search")
     """Folder of the table, the plan and the charts."""
     record: Path | None = None

@@ -29,11 +29,12 @@ from viditq_jax.quant.matching import matches
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.search.allocate import allocate, bits_of
 from viditq_jax.quant.search.sensitivity import Metric, proxy, sensitivity, units
-from viditq_jax.quant.search.table import Layer, Table
+from viditq_jax.quant.search.table import Layer, Table, gather
 from viditq_jax.quant.search.variants import Variants, searched
 from viditq_jax.quant.stats import Stats
 from viditq_jax.search.judge import Judge, runner
 from viditq_jax.search.samples import METRICS, VIDEO_METRICS
+from viditq_jax.search.seconds import layer_seconds
 
 VISUAL = "visual"  # the group of layers that no pattern of the model's names
 SEARCHED = 8  # classes that a search samples
@@ -65,7 +66,8 @@ def search(
     """Measure sensitivities, choose bits within the budget, and judge the plan; what `search.json` holds.
 
     pipeline: in floating point. recipe: gives the layers everything but their bits.
-    budget, measure, floors: of `allocate`. bits: that a layer may have. by: of `units`.
+    budget, measure, floors: of `allocate`; seconds are those of a denoising step of `batch` samples.
+    bits: that a layer may have. by: of `units`.
     conditions: that the search samples; `search_conditions` where not given. judges: that plans are judged
         on; the default conditions where not given.
     bounds: times at which sensitivities are told apart; the plan is the same at all times.
@@ -74,7 +76,8 @@ def search(
         the budget between groups. group_metrics: the metric of each group of the model's layers.
     cheap: sensitivities from the statistics alone, without sampling; needs a rounding that keeps Gram
         matrices.
-    shard: (i, n) measures every n-th unit from i on, and makes no plan unless it is (0, 1).
+    shard: (i, n) measures every n-th unit from i on, and makes no plan unless it is (0, 1), which takes over
+        what the shards before it have left in `out`.
     Raises ValueError for a quantized pipeline, for an `out` of other settings, and as `allocate` does.
     """
     if pipeline.recipe is not None:
@@ -99,6 +102,8 @@ def search(
         sample, alone = runner(pipeline, samples, seed, batch, bounds), variants.weights_alone()
         error = "latent"
         file = out / ("table.jsonl" if shard == (0, 1) else f"table-{shard[0]}-of-{shard[1]}.jsonl")
+        if shard == (0, 1):
+            gather(table, file, sorted(out.glob("table-*-of-*.jsonl")))
         with progress("sensitivities (the first sample compiles)", -(-count // shard[1])) as advance:
             table = sensitivity(
                 lambda bits: sample(alone.chosen(bits)),
@@ -113,7 +118,14 @@ def search(
             return {"table": str(file), "rows": len(table.rows)}
     groups = GROUP_METRICS if group_metrics is None else group_metrics
     groups = {} if cheap else {group: metric for group, metric in groups.items() if metric in chosen}
-    options: dict[str, Any] = {"measure": measure, "metrics": groups, "error": error, "floors": floors}
+    seconds = layer_seconds(pipeline, recipe, bits, batch=batch) if measure == "seconds" else None
+    options: dict[str, Any] = {
+        "measure": measure,
+        "metrics": groups,
+        "error": error,
+        "floors": floors,
+        "seconds": seconds,
+    }
     recipes = {
         (each, method): allocate(table, budget=each, method=method, **options)
         for each in dict.fromkeys([budget, *budgets])
@@ -169,7 +181,8 @@ def search_conditions(pipeline: Pipeline) -> list[str | int]:
 def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The judged plans of a search, one flat row each."""
     shared = {
-        name: record[name] for name in ("recipe", "prompts", "seed", "steps", "device", "date", "versions")
+        name: record[name]
+        for name in ("recipe", "group_metrics", "prompts", "seed", "steps", "device", "date", "versions")
     }
     return [{**row, **shared} for row in record["plans"]]
 

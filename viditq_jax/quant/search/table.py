@@ -144,6 +144,19 @@ class Table:
         return self.with_rows(held.rows)
 
 
+def gather(table: Table, file: Path, shards: Sequence[Path]) -> None:
+    """Add to a table's file the rows that shards of the same search have measured and it lacks.
+
+    Raises ValueError for a shard of other settings.
+    """
+    known = {row.key for row in table.open(file).rows} if shards else set()
+    for shard in shards:
+        for row in table.open(shard).rows:
+            if row.key not in known:
+                append(file, row)
+                known.add(row.key)
+
+
 def append(file: Path, row: Row) -> None:
     """Add a row; once this returns, a kill does not lose it."""
     line = json.dumps(dataclasses.asdict(row)) + "\n"

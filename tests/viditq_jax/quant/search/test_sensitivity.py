@@ -7,7 +7,7 @@ import pytest
 
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.search.sensitivity import sensitivity, units
-from viditq_jax.quant.search.table import Layer, Table
+from viditq_jax.quant.search.table import Layer, Table, gather
 from viditq_jax.quant.spec import Spec
 
 PATHS = ["blocks/0/attn/qkv", "blocks/0/attn/proj", "blocks/0/mlp/fc1", "blocks/1/attn/qkv"]
@@ -80,6 +80,21 @@ def test_a_search_that_was_killed_in_its_first_line_begins_again(tmp_path, kept)
     file.write_bytes(whole[:kept])
     sensitivity(run, EMPTY, METRICS, file=file)
     assert file.read_bytes() == whole
+
+
+def test_a_table_takes_over_what_shards_have_measured(tmp_path):
+    files = [tmp_path / f"table-{i}-of-2.jsonl" for i in range(2)]
+    parts = [sensitivity(run, EMPTY, METRICS, shard=(i, 2), file=file) for i, file in enumerate(files)]
+    whole = tmp_path / "table.jsonl"
+    sensitivity(run, EMPTY, METRICS, shard=(1, 2), file=whole)  # a row that is there already comes once
+    gather(EMPTY, whole, files)
+    assert len(Table.read(whole).rows) == sum(len(part.rows) for part in parts)
+    assert {row.key: row for row in Table.read(whole).rows} == {
+        row.key: row for row in sensitivity(run, EMPTY, METRICS).rows
+    }
+    other = dataclasses.replace(EMPTY, facts={"seed": 1})
+    with pytest.raises(ValueError, match=r"table-0-of-2\.jsonl was made with another facts"):
+        gather(other, tmp_path / "other.jsonl", files)
 
 
 def test_shards_share_the_work_and_together_are_the_table(tmp_path):
