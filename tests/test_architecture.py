@@ -19,7 +19,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.models": ("viditq_jax.nn",),
     "viditq_jax.quant": ("viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "pallas_kernels"),
     "viditq_jax.sampling": (),
-    "viditq_jax.evaluate": ("viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.generate"),
+    "viditq_jax.evaluate": (
+        "viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.generate",
+        "viditq_jax.conditions",
+    ),
+    "viditq_jax.quality": ("viditq_jax.evaluate", "viditq_jax.conditions"),
     "viditq_jax.checkpoint": ("viditq_jax.net",),
     "viditq_jax.conditions": (),
     "viditq_jax.aspect_ratios": (),
