@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from viditq_jax import plugins
+from viditq_jax.evaluate._bootstrap import Interval, bootstrap
 from viditq_jax.generate import Manifest
+
+__all__ = ["PAIRED", "TEMPORAL", "Interval", "bootstrap", "evaluate"]
 
 PAIRED = ("psnr", "ssim")
 TEMPORAL = ("frame_consistency", "flicker", "warping_error", "motion_error")  # of videos
