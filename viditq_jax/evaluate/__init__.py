@@ -1,10 +1,13 @@
 """Measures of pictures and videos, one a file; each streams: `empty`, `update`, `merge`, `finish`.
 
-A measure that says ALONE looks at no reference.
+A measure that says ALONE looks at no reference; one that says CAPTION looks at the prompt instead. One that
+has `load` instead of METRIC needs weights, which it says under WEIGHTS: it is asked for as NAME=FOLDER.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -23,19 +26,26 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of the pictures or videos in `out`, each under its name with its unit, as in "psnr_db".
 
-    metrics: by name; where none is named `PAIRED`, and for videos `TEMPORAL` too. reference: a folder with
-    pictures of the same conditions and seeds; metrics that compare pairs need it.
-    Raises ValueError if the two folders do not hold the same samples, and LookupError for an unknown metric.
+    metrics: by name; where none is named `PAIRED`, and for videos `TEMPORAL` too. One that needs weights is
+        named with their folder on this machine, as "clip_score=FOLDER".
+    reference: a folder with pictures of the same conditions and seeds; metrics that compare need it.
+    Raises ValueError if the two folders do not hold the same samples or weights are missing, and LookupError
+    for an unknown metric.
     """
     ours = Manifest.read(out)
     metrics = metrics or (PAIRED if ours.fps is None else (*PAIRED, *TEMPORAL))
-    found = {name: plugins.find("viditq_jax.evaluate", name) for name in metrics}
-    compare = [name for name, module in found.items() if not getattr(module, "ALONE", False)]
+    found, measures = {}, {}
+    for asked in metrics:
+        name, _, weights = asked.partition("=")
+        found[name] = plugins.find("viditq_jax.evaluate", name)
+        measures[name] = _measure(name, found[name], weights)
+    captioned = {name for name, module in found.items() if getattr(module, "CAPTION", False)}
+    compare = [n for n, module in found.items() if n not in captioned and not getattr(module, "ALONE", False)]
     if reference is None and compare:
         raise ValueError(
             f"{', '.join(compare)} compare with reference pictures; give their folder as reference."
         )
-    reference = out if reference is None else reference
+    reference = out if reference is None or not compare else reference
     theirs = Manifest.read(reference)
     same = [(e["index"], e["condition"]) for e in ours.entries] == [
         (e["index"], e["condition"]) for e in theirs.entries
@@ -45,19 +55,37 @@ def evaluate(
             f"{out} and {reference} do not hold the same conditions and seed; generate both with the same "
             f"prompts and seed."
         )
-    states = {name: module.METRIC.empty() for name, module in found.items()}
-    for picture, expected in zip(ours.images(), theirs.images(), strict=True):
+    states = {name: measure.empty() for name, measure in measures.items()}
+    for entry, picture, expected in zip(ours.entries, ours.images(), theirs.images(), strict=True):
         if picture.shape != expected.shape:
             raise ValueError(
                 f"{out} has pictures of {_size(picture)}, {reference} of {_size(expected)}; "
                 f"generate both at the same size."
             )
-        states = {name: found[name].METRIC.update(state, picture, expected) for name, state in states.items()}
+        caption = str(entry["condition"])
+        states = {
+            name: measures[name].update(state, picture, caption if name in captioned else expected)
+            for name, state in states.items()
+        }
     results = {}
     for name, state in states.items():
         unit = found[name].UNIT
-        results[f"{name}_{unit}" if unit else name] = found[name].METRIC.finish(state)
+        results[f"{name}_{unit}" if unit else name] = measures[name].finish(state)
     return results
+
+
+def _measure(name: str, module: ModuleType, weights: str) -> Any:
+    """The metric of a module, by the weights where it needs some."""
+    if hasattr(module, "load"):
+        if not weights:
+            raise ValueError(
+                f"{name} needs {module.WEIGHTS}, and none is packaged or downloaded; give its folder on this "
+                f"machine, as {name}=FOLDER."
+            )
+        return module.load(weights)
+    if weights:
+        raise ValueError(f"{name} takes no weights, got {weights!r}; ask for {name} alone.")
+    return module.METRIC
 
 
 def _size(sample: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,14 +21,14 @@ class State(NamedTuple):
 class PairMean:
     """A metric made of a measure of one pair."""
 
-    measure: Callable[[Sample, Sample], float]
+    measure: Callable[[Sample, Any], float]
 
     def empty(self) -> State:
         """Nothing measured yet."""
         return State(0.0, 0)
 
-    def update(self, state: State, sample: Sample, expected: Sample) -> State:
-        """Add one pair."""
+    def update(self, state: State, sample: Sample, expected: Sample | str) -> State:
+        """Add one pair: a sample and its reference, or its caption."""
         return State(state.total + self.measure(sample, expected), state.pairs + 1)
 
     def merge(self, a: State, b: State) -> State:
