@@ -40,7 +40,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--assets", type=Path, help="where the package goes; OUT/package where not given")
     parser.add_argument("--minutes", type=float, default=12.0, help="training")
     parser.add_argument("--batch", type=int, default=256, help="pictures in a step")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="for the card: where it ran")
     return parser.parse_args()
 
@@ -75,7 +75,7 @@ def main() -> None:
         tokenizer,
         (ASSETS / "prompts/default.txt").read_text().splitlines(),
         out / "network",
-        {"machine": opts.machine, "batch": opts.batch},
+        {"machine": opts.machine, "batch": opts.batch, "rate": opts.rate},
     )
 
 

@@ -14,7 +14,8 @@ without a download and on a CPU.
 
 For comparing variants of the packaged default models with each other, on pictures of single emoji:
 
-* `fid`: Frechet distance in its {features} features. **Not** the FID of papers, which is of InceptionV3 on photographs.
+* `fid`: Frechet distance in its {features} features. **Not** the FID of papers, which is of InceptionV3 on
+  photographs.
 * `perceptual`: unit-normalized features of four layers, in the form of LPIPS. **Not** LPIPS: no learned weights of
   channels, no human judgements.
 * `alignment`: 100 max(cos, 0) of picture and prompt, in the form of the CLIP score. **Not** the CLIP score.
@@ -42,8 +43,8 @@ out, too: the other style of the same subject is shown.
 ![drawings](real.png)
 
 What the default model was shown of the packaged prompts: a row a prompt, in the order of
-`assets/prompts/default.txt`; {placements} placements in the first style, then in the other. FID to the real data is to these
-{real} pictures.
+`assets/prompts/default.txt`; {placements} placements in the first style, then in the other. FID to the real
+data is to these {real} pictures.
 
 ## Data
 
@@ -55,14 +56,14 @@ at random. Icons are drawn by the root of the weight that they have for the defa
 
 ## Training
 
-On {machine}: {steps} steps of {batch} pictures, {minutes:.0f} minutes; loss at the end {loss:.3f}, cosines times {scale:.1f}. Muon with AdamW for
-what is no matrix (optax {optax}); the averaged weights are kept. Captions that are the same in a batch share
-the truth.
+On {machine}, peak rate {rate:g}: {steps} steps of {batch} pictures, {minutes:.0f} minutes; loss at
+the end {loss:.3f}, cosines times {scale:.1f}. Muon with AdamW for what is no matrix (optax {optax}); the averaged
+weights are kept. Captions that are the same in a batch share the truth.
 
 Held-out captions found, of {held_out}, at the watched steps: {curve}.
 
-Made by `examples/train_metric.py`: the same command makes it again (jax {jax}, flax {flax}, resvg_py {resvg-py}). The
-budget is time, so another machine or another load gives other weights.
+Made by `examples/train_metric.py`: the same command makes it again (jax {jax}, flax {flax}, resvg_py
+{resvg-py}). The budget is time, so another machine or another load gives other weights.
 
 ## Licenses and notices
 
