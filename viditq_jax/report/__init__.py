@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, svg_uri
+from viditq_jax.report.quality import quality_rows, verdicts
 from viditq_jax.report.run import Run, read_run
 from viditq_jax.report.thresholds import BelowThresholdError, check_thresholds, parse_thresholds
 from viditq_jax.video import animation, contact_sheet
@@ -105,6 +106,10 @@ def html(run: Run) -> str:
         for name, record in run.records["variants"].items()
         if record.get("recipe")
     }
+    quality = None
+    if record := run.records.get("quality"):
+        head, cells = quality_rows(record)
+        quality = {"head": head, "rows": cells, "verdicts": verdicts(record)}
     figures = {"drift": drift_chart(run), "layers": layers_chart(run)}
     charts = {name: svg_uri(figure) if figure else None for name, figure in figures.items()}
     try:
@@ -116,6 +121,7 @@ def html(run: Run) -> str:
             charts=charts,
             sheets=sheets,
             films=films,
+            quality=quality,
             temporal=_TEMPORAL,
         )
     except jinja2.UndefinedError as error:

@@ -8,7 +8,8 @@
 A variant may also say its "model" and "label" (a run with the same recipes on several models),
 "latent_rel_l2", "artifact_bytes", "drift" {"t", "relative_l2", "cosine"}, each a list over the steps, and
 "layers" {path: {"sqnr_db", "incoherence"}}; of videos "fps" and temporal measures. What is absent is not
-drawn. A run of pictures may have one video beside them:
+drawn. "quality" is what `viditq_jax.quality.measure` gives, with "pictures" (a variant), "reference" and
+"baseline". A run of pictures may have one video beside them:
 
     "video": {"condition", "fps", "variants": {label: {"pictures", "psnr_db", temporal measures}}}
 """
