@@ -21,7 +21,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.sampling": (),
     "viditq_jax.evaluate": (
         "viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.generate",
-        "viditq_jax.conditions",
+        "viditq_jax.conditions", "converters",
     ),
     "viditq_jax.quality": ("viditq_jax.evaluate", "viditq_jax.conditions"),
     "viditq_jax.checkpoint": ("viditq_jax.net",),

@@ -26,7 +26,7 @@ def write(
 ) -> None:  # fmt: skip
     """Write model.safetensors, config.json, real.png and CARD.md; the figures are of the stored weights.
 
-    stored: in bfloat16. run: the folder of the training, for its log. facts: machine, batch, rate, for the card.
+    stored: in bfloat16. run: the folder of the training, for its log. facts: machine, batch and rate.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(variable.get_value()) for name, variable in stored.variables()}

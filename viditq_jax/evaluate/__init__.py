@@ -1,7 +1,7 @@
 """Measures of pictures and videos, one a file; each streams: `empty`, `update`, `merge`, `finish`.
 
 A measure that says ALONE looks at no reference; one that says CAPTION looks at the prompt instead. One that
-has `load` instead of METRIC needs weights, which it says under WEIGHTS: it is asked for as NAME=FOLDER.
+has `load` instead of METRIC needs weights, which it says under WEIGHTS: it is asked for as NAME=PLACE.
 """
 
 from collections.abc import Sequence
@@ -79,8 +79,8 @@ def _measure(name: str, module: ModuleType, weights: str) -> Any:
     if hasattr(module, "load"):
         if not weights:
             raise ValueError(
-                f"{name} needs {module.WEIGHTS}, and none is packaged or downloaded; give its folder on this "
-                f"machine, as {name}=FOLDER."
+                f"{name} needs {module.WEIGHTS}, and none is packaged or downloaded; give its place on this "
+                f"machine, as {name}=PLACE."
             )
         return module.load(weights)
     if weights:

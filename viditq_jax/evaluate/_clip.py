@@ -4,18 +4,18 @@ Modules are named as the tensors of `model.safetensors`. Nothing is downloaded, 
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 
+from converters.sources import open_source
+from converters.tensor import ConversionError
 from viditq_jax.net import Net, abstract
 from viditq_jax.nn.attention import merge_heads, split_heads
 from viditq_jax.nn.linear import Linear
@@ -232,9 +232,12 @@ def read_config(facts: dict[str, Any]) -> Config:
 def read(folder: Path) -> tuple[Net, Config]:
     """The model of a folder, in float32. Raises ValueError that lists what is missing or of another shape."""
     try:
-        config = read_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        arrays = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError, LookupError, TypeError, json.JSONDecodeError) as error:
+        source = open_source(folder)
+        if source.config is None:
+            raise FileNotFoundError(f"there is no config.json beside {source.file.name}")
+        config = read_config(source.config)
+        arrays = {name: tensor.read() for name, tensor in source.tensors.items()}
+    except (OSError, ConversionError, LookupError, TypeError) as error:
         raise ValueError(
             f"{folder} is no CLIP of transformers ({type(error).__name__}: {error}); give a folder with "
             f"config.json, model.safetensors and tokenizer.json."
@@ -243,14 +246,14 @@ def read(folder: Path) -> tuple[Net, Config]:
 
     def take(name: str, variable: nnx.Variable) -> jax.Array:
         key, want = name.replace("/", "."), variable.get_value().shape
-        have = arrays.get(key, jnp.zeros(0))
-        have = have.reshape(len(have), -1) if "patch_embedding" in key else have
-        if have.shape != want:
+        have = arrays.get(key)
+        flat = have.reshape(len(have), -1) if have is not None and "patch_embedding" in key else have
+        if flat is None or flat.shape != want:
             faults.append(
-                f"{key} is {list(have.shape) if key in arrays else 'missing'}, expected {list(want)}"
+                f"{key} is {'missing' if flat is None else list(flat.shape)}, expected {list(want)}"
             )
             return jnp.zeros(want)
-        return have.astype(jnp.float32)
+        return jnp.asarray(flat.astype(np.float32))
 
     net = abstract(build, config).map_variables(take)
     if faults:

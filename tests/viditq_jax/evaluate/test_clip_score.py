@@ -93,15 +93,17 @@ def test_large_pictures_are_made_smaller_and_cut_to_their_middle(clip) -> None:
 
 def test_without_weights_there_is_a_message_and_no_number(tmp_path: Path, clip) -> None:
     (tmp_path / "generation.json").write_text(json.dumps({"seed": 0}))
-    with pytest.raises(ValueError, match=r"clip_score needs a folder with a CLIP .* as clip_score=FOLDER"):
+    with pytest.raises(ValueError, match=r"clip_score needs a folder with a CLIP .* as clip_score=PLACE"):
         evaluate(tmp_path, ["clip_score"])
     with pytest.raises(ValueError, match="psnr takes no weights, got 'here'"):
         evaluate(tmp_path, ["psnr=here"])
     with pytest.raises(ValueError, match="is no CLIP of transformers"):
         evaluate(tmp_path, [f"clip_score={tmp_path}"])
     folder, _ = clip
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"there is no config\.json beside model\.safetensors"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
         load(str(tmp_path))
     facts = json.loads((folder / "config.json").read_text())
