@@ -2,9 +2,11 @@
 
     make demo          (or: python examples/demo.py --out runs/demo)
 
-Converts the packaged PyTorch checkpoint, calibrates and quantizes it to w8a8 and w4a8, makes the same 16
-pictures with all of them (and in float32, which shows how much rounding to bfloat16 alone changes), compares
-them, follows the drift of the latents step by step, makes one short video with each, and draws the report.
+Converts the packaged PyTorch checkpoint, calibrates and quantizes it to w8a8, w4a8 and w4a8-plus, makes the
+same 16 pictures with all of them (and in float32, which shows how much rounding to bfloat16 alone changes),
+compares them, follows the drift of the latents step by step, measures FID, perceptual distance and alignment
+with intervals on 64 pictures each (benchmarks/quality.py does on 512), makes one short video with w8a8 and
+w4a8, and draws the report.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,20 @@ from viditq_jax.generate import Manifest
 from viditq_jax.load import packaged_model
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import calibration_conditions, calibration_texts, quantize_pipeline
+from viditq_jax.quality import measure
 from viditq_jax.quant.size import weight_bytes
 from viditq_jax.report import write_report
 from viditq_jax.video import animation, side_by_side
 
-RECIPES = ("w8a8", "w4a8")
+RECIPES = ("w8a8", "w4a8", "w4a8-plus")
+VIDEO_RECIPES = ("w8a8", "w4a8")
 WRITTEN = {  # in the run folder
-    "artifacts", "pictures", "videos", "metrics.json", "grid.png", "recipes.png", "video.webp", "report.html",
+    "artifacts", "pictures", "more", "videos", "metrics.json", "grid.png", "recipes.png", "video.webp",
+    "report.html",
 }  # fmt: skip
 SEED, BATCH, ROUNDS = 0, 8, 3
+NOISES = 4  # of each prompt, in the pictures that quality is measured on; those after the first are in `more`
+RESAMPLES = 300
 VIDEO = "red apple moving left"
 
 
@@ -55,20 +62,20 @@ def clear(run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
 
 
-def make_artifacts(run: Path, count: int) -> dict[str, Path]:
+def make_artifacts(run: Path, recipes: list[str], count: int) -> dict[str, Path]:
     """The float artifact, converted from the packaged checkpoint, and one a recipe; count: prompts to
     calibrate on, at most.
     """
-    paths = {name: run / "artifacts" / name for name in ("float", *RECIPES)}
+    paths = {name: run / "artifacts" / name for name in ("float", *recipes)}
     with working("converting the packaged PyTorch checkpoint"), packaged_model("default") as folder:
         checkpoint.save(convert(folder), paths["float"])
-    for name, small in quantized(load_pipeline(paths["float"]), count):
+    for name, small in quantized(load_pipeline(paths["float"]), recipes, count):
         small.save(paths[name])
     return paths
 
 
-def quantized(pipeline: Pipeline, count: int) -> Iterator[tuple[str, Pipeline]]:
-    """The pipeline under each recipe. One calibration serves all: w4a8 wants all that w8a8 does, and more."""
+def quantized(pipeline: Pipeline, recipes: Sequence[str], count: int) -> Iterator[tuple[str, Pipeline]]:
+    """The pipeline under each recipe. One calibration serves all: w4a8 wants all that the others do."""
     prompts = calibration_conditions(pipeline)[:count]
     with bar("calibrating", len(prompts)) as advance:
         stats = calibrate(
@@ -79,16 +86,31 @@ def quantized(pipeline: Pipeline, count: int) -> Iterator[tuple[str, Pipeline]]:
             seed=SEED,
             advance=advance,
         )
-    for name in RECIPES:
+    for name in recipes:
         with working(f"quantizing to {name}"):
             small = quantize_pipeline(pipeline, load_recipe(name), prompts, stats=stats)
         yield name, small
 
 
-def make_pictures(pipeline: Pipeline, prompts: list[str], out: Path) -> None:
-    """Pictures of all prompts."""
-    with bar(f"{out.name}: compile and generate", len(prompts)) as advance:
-        generate(pipeline, prompts, out, seed=SEED, batch=min(BATCH, len(prompts)), advance=advance)
+def make_pictures(pipeline: Pipeline, prompts: list[str], out: Path, *, noises: int = 1) -> None:
+    """Pictures of all prompts, from one noise each or from several that no other pictures have."""
+    conditions, seed = prompts * noises, SEED if noises == 1 else SEED + 1
+    with bar(f"{out.parent.name}/{out.name}: generate", len(conditions)) as advance:
+        generate(pipeline, conditions, out, seed=seed, batch=min(BATCH, len(prompts)), advance=advance)
+
+
+def measure_quality(run: Path, names: list[str], prompts: list[str]) -> dict[str, Any]:
+    """FID, perceptual distance and alignment of all pictures, with intervals and what is worse than float."""
+    pictures = {
+        name: [image for part in ("pictures", "more") for image in Manifest.read(run / part / name).images()]
+        for name in names
+    }
+    with bar("quality, with intervals", len(names)) as advance:
+        found = measure(
+            pictures, prompts * NOISES, reference="float", baseline="float", resamples=RESAMPLES,
+            advance=advance,
+        )  # fmt: skip
+    return {"pictures": NOISES * len(prompts), "reference": "float", "baseline": "float", **found}
 
 
 def seconds_per_image(pipelines: dict[str, Pipeline], prompts: list[str]) -> dict[str, float]:
@@ -121,6 +143,21 @@ def compare(run: Path, name: str, reference: str, *, folder: str = "pictures") -
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
+def quality_lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """For each quantized variant how much worse it is than float, in percent with its interval."""
+    return [
+        (
+            name,
+            ", ".join(
+                f"{key.replace('_', ' ')} {each['value']:+.1f}% [{each['low']:+.1f}, {each['high']:+.1f}]"
+                for key, each in found["degradation_percent"].items()
+            ),
+        )
+        for name, found in record["variants"].items()
+        if "degradation_percent" in found
+    ]
+
+
 def make_video(run: Path, count: int) -> dict[str, Any]:
     """One video in floats and under each recipe, its figures, and all side by side as `video.webp`.
 
@@ -130,7 +167,7 @@ def make_video(run: Path, count: int) -> dict[str, Any]:
         pipeline = load_pipeline("default-video")
     variants: dict[str, dict[str, Any]] = {}
     videos = {}
-    for name, small in (("float", pipeline), *quantized(pipeline, count)):
+    for name, small in (("float", pipeline), *quantized(pipeline, VIDEO_RECIPES, count)):
         make_pictures(small, [VIDEO], run / "videos" / name)
         videos[name] = Manifest.read(run / "videos" / name).images()[0]
         variants[name] = {"pictures": f"videos/{name}", **compare(run, name, "float", folder="videos")}
@@ -147,6 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)"
     )
     parser.add_argument("--count", type=int, default=16, help="how many prompts (default: %(default)s)")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=RECIPES, default=[*RECIPES], help="of the pictures (default: all)"
+    )
     options = parser.parse_args(arguments)
     run, prompts = options.out, packaged_prompts()[: options.count]
     if not 1 <= options.count <= len(packaged_prompts()):
@@ -155,13 +195,14 @@ def main(arguments: list[str] | None = None) -> None:
         clear(run)
     except ValueError as error:
         parser.error(str(error))
-    paths = make_artifacts(run, options.count)
+    paths = make_artifacts(run, options.recipes, options.count)
     variants: dict[str, dict[str, Any]] = {}
     pipelines = {name: load_pipeline(path) for name, path in paths.items()}
     reference = latents(pipelines["float"], prompts)
     for name, pipeline in pipelines.items():
         path = paths[name]
         make_pictures(pipeline, prompts, run / "pictures" / name)
+        make_pictures(pipeline, prompts, run / "more" / name, noises=NOISES - 1)
         variants[name] = {
             "pictures": f"pictures/{name}",
             "weights": pipeline.denoiser.weights(),
@@ -172,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
         if name != "float":
             drift = Drift.between(times(pipeline), reference, latents(pipeline, prompts))
             variants[name] |= {"latent_rel_l2": drift.final, "drift": drift.to_json()}
-    layers = weight_bytes(pipelines["w8a8"].denoiser)  # those that the recipes quantize
+    layers = weight_bytes(pipelines[options.recipes[0]].denoiser)  # those that the recipes quantize
     seconds = seconds_per_image(pipelines, prompts)
     for name, record in variants.items():
         record["seconds_per_image"] = seconds[name]
@@ -192,6 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
         "guidance": first.guidance.scale,
         "noise_floor": {"what": "bfloat16 against float32", **compare(run, "float", "float32")},
         "variants": variants,
+        "quality": measure_quality(run, [*variants], prompts),
         "video": make_video(run, options.count),
         "device": jax.devices()[0].device_kind,
         "date": datetime.now(UTC).date().isoformat(),
@@ -207,6 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{name:<11} {quality}linear weights {ratio:.3f}x, {record['seconds_per_image']:.3f} s a picture"
         )
+    print(f"quality of {records['quality']['pictures']} pictures each, 95% intervals:")
+    print("\n".join(f"{name:<11} {line}" for name, line in quality_lines(records["quality"])))
     for name, record in records["video"]["variants"].items():
         if record["psnr_db"] is not None:
             print(

@@ -45,7 +45,7 @@ def test_the_quickstart_draws_the_float_and_the_quantized_picture(tmp_path: Path
 
 def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     """Quality, memory and disk, measured by the demo itself on two prompts."""
-    run("demo.py", tmp_path, "--out", "demo", "--count", "2")
+    run("demo.py", tmp_path, "--out", "demo", "--count", "2", "--recipes", "w8a8", "w4a8")
     records = json.loads((tmp_path / "demo/metrics.json").read_text())
     bounds = {"w8a8": (27, 0.52), "w4a8": (20, 0.28)}
     for name, (psnr, ratio) in bounds.items():
@@ -61,6 +61,13 @@ def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     assert records["noise_floor"]["psnr_db"] > records["variants"]["w8a8"]["psnr_db"]
     for name in ("grid.png", "video.webp", "report.html"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
+    quality = records["quality"]
+    assert quality["pictures"] == 8
+    assert "needs more than 48 pictures" in quality["left_out"]["fid"]
+    shares = {
+        name: quality["variants"][name]["perceptual_share_percent"]["value"] for name in ("w8a8", "w4a8")
+    }
+    assert 0 < shares["w8a8"] < shares["w4a8"] < 100
     videos = records["video"]["variants"]
     assert videos["w8a8"]["psnr_db"] > videos["w4a8"]["psnr_db"] >= 18
     for name in ("w8a8", "w4a8"):
