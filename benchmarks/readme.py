@@ -4,26 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from viditq_jax.report.quality import quality_section
 from viditq_jax.report.recipes import picture_table
 from viditq_jax.report.search import plan_table
 from viditq_jax.report.speed import insert, speed_tables
 
 ROOT = Path(__file__).parent.parent
-
-
 RECORDS = ROOT / "benchmarks/records"
 
 
 def with_tables(text: str) -> str:
     """The text with what the records give between its marks."""
     text = insert(text, speed_tables(RECORDS))
-    text = insert(text, plan_table(_rows("pareto-image")), "plans")
-    return insert(text, picture_table(_rows("recipes-image")), "pictures")
+    text = insert(text, plan_table(_record("pareto-image")), "plans")
+    text = insert(text, quality_section(_record("quality-image")), "quality")
+    return insert(text, picture_table(_record("recipes-image")), "pictures")
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
-    return rows
+def _record(name: str) -> Any:
+    return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the README says was measured is what was measured, and what was measured is what recipes promise."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import pytest
 from benchmarks.readme import with_tables
 from viditq_jax import load_recipe
 from viditq_jax.compare import packaged_recipes
+from viditq_jax.quality import verdict
 
 ROOT = Path(__file__).parent.parent
 SPEED = ROOT / "benchmarks/records"
 RECIPES = sorted(set(packaged_recipes()) - {"float"})
 ROWS = json.loads((ROOT / "benchmarks/records/recipes-image.json").read_text())
+QUALITY = json.loads((ROOT / "benchmarks/records/quality-image.json").read_text())
 EIGHT_BITS = (
     "w8a8",
     "w8a8-dynamic",
@@ -63,6 +66,19 @@ def test_outliers_break_the_naive_recipe_and_not_the_balanced_one() -> None:
 def test_weights_are_as_small_as_the_recipe_expects(name: str) -> None:
     expected = load_recipe(name).expect["weight_bytes_vs_bfloat16"]
     assert measured("default", name)["weight_bytes_vs_bfloat16"] <= expected
+
+
+def test_quality_is_of_many_pictures_and_verdicts_are_those_of_the_intervals() -> None:
+    assert QUALITY["pictures"] >= 512
+    assert QUALITY["variants"].keys() == {"float32", "bfloat16", "w8a8", "w4a8", "w4a8-plus"}
+    network = ROOT / "viditq_jax/assets/metric/model.safetensors"
+    assert QUALITY["metric_network_sha256"] == hashlib.sha256(network.read_bytes()).hexdigest()
+    for found in QUALITY["variants"].values():
+        for name, figure in found.items():
+            for each in figure.values() if name == "degradation_percent" else (figure,):
+                assert each["low"] <= each["value"] <= each["high"]
+        for worse in found.get("degradation_percent", {}).values():
+            assert worse["below_1_percent"] == verdict(worse)
 
 
 def test_the_tables_of_the_readme_are_the_records() -> None:

@@ -105,7 +105,7 @@ def measure(
     return {"variants": found, "left_out": {} if enough else {"fid": few}}
 
 
-def verdict(degradation: Mapping[str, float], limit: float = 1.0) -> str:
+def verdict(degradation: Mapping[str, Any], limit: float = 1.0) -> str:
     """Whether a degradation is below a limit, in percent: "yes", "no", "undecided" if its interval has it."""
     if degradation["high"] < limit:
         return "yes"

@@ -29,7 +29,8 @@ class Options:
     reference: Path = Path("runs/generate")
     """The pictures to compare with."""
     metrics: tuple[str, ...] = ()
-    """Which measures, by name; all that fit where none is named."""
+    """Which measures, by name; psnr and ssim, of videos also how they move, where none is named. With weights
+    on this machine: clip_score=FOLDER, lpips=FILE, fid_inception=FILE."""
     recipes: tuple[str, ...] = ()
     """Compare recipes instead: packaged names or files, or "all" packaged ones."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "default"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-BEGIN, END = "<!-- quality: written by benchmarks/readme.py -->", "<!-- end of quality -->"
 TITLES = {  # figures of a record, how tables call them, and digits
     "fid_to_real": ("FID to the drawings", 3),
     "fid_to_reference": ("FID to the reference", 3),
@@ -17,9 +16,9 @@ WORSE = {  # degradations
     "alignment": "alignment worse by",
 }
 _SAYS = {
-    "yes": "is below 1%",
-    "no": "is not below 1%",
-    "undecided": "may or may not be below 1%: its interval holds 1%",
+    "yes": "is worse by less than 1%, if at all",
+    "no": "is worse by 1% or more",
+    "undecided": "may be worse by more or less than 1%: its interval holds 1%",
 }
 
 Record = Mapping[str, Any]
@@ -69,5 +68,5 @@ def quality_section(record: Record) -> str:
 def _cell(figure: Mapping[str, float] | None, digits: int, unit: str = "") -> str:
     if figure is None:
         return ""
-    value, low, high = (f"{figure[key]:.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{figure[key]:z.{digits}f}" for key in ("value", "low", "high"))
     return f"{value}{unit} [{low}, {high}]"

@@ -51,8 +51,8 @@ def test_a_row_has_every_figure_with_its_interval() -> None:
 def test_verdicts_are_told_as_the_intervals_say() -> None:
     (line,) = verdicts(RECORD)
     assert line == (
-        "w8a8: FID may or may not be below 1%: its interval holds 1%; perceptual is below 1%; "
-        "alignment is not below 1%."
+        "w8a8: FID may be worse by more or less than 1%: its interval holds 1%; perceptual is worse by less "
+        "than 1%, if at all; alignment is worse by 1% or more."
     )
     section = quality_section(RECORD)
     assert "64 pictures a variant, 16 packaged prompts of 4 each" in section
