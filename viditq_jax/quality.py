@@ -52,7 +52,7 @@ class _Seen:
 
 
 def measure(
-    variants: Mapping[str, Sequence[UInt8[np.ndarray, "h w 3"]]],
+    variants: Mapping[str, Sequence[UInt8[np.ndarray, "_ _ 3"]]],
     prompts: Sequence[str],
     *,
     reference: str,

@@ -299,13 +299,23 @@ def written(transform: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.eval_shape(transform.write, jax.ShapeDtypeStruct(shape, dtype))
 
 
-def test_the_original_files_have_as_many_tensors_as_published() -> None:
-    """292 in DiT-XL/2 and 550 in STDiT, position tables included, which we compute: one, and two."""
-    assert len(export_shapes("dit", dit.CONFIGS["dit-xl-2-256"])) == 291
-    assert len(export_shapes("stdit", stdit.CONFIGS["stdit-xl-2-16x512x512"])) == 550 - 2
-    assert len(export_shapes("stdit3", stdit3.CONFIGS["stdit3-xl-2"])) == 973 - 1
-    assert len(export_shapes("latte", latte.CONFIGS["latte-xl-2-ucf101"])) == 293 - 2
-    assert len(export_shapes("latte_t2v", latte_t2v.CONFIGS["latte-1"])) == 967
+@pytest.mark.parametrize(
+    ("model", "config", "tensors"),
+    [
+        ("dit", dit.CONFIGS["dit-xl-2-256"], 292 - 1),  # position tables are computed here
+        ("stdit", stdit.CONFIGS["stdit-xl-2-16x512x512"], 550 - 2),
+        ("stdit3", stdit3.CONFIGS["stdit3-xl-2"], 973 - 1),
+        ("latte", latte.CONFIGS["latte-xl-2-ucf101"], 293 - 2),
+        ("latte_t2v", latte_t2v.CONFIGS["latte-1"], 967),
+    ],
+)
+def test_the_original_files_have_as_many_tensors_as_published(model: str, config: Any, tensors: int) -> None:
+    """Every two blocks add as many, so models of two and of four blocks tell."""
+    two, four = (len(export_shapes(model, dataclasses.replace(config, depth=n))) for n in (2, 4))
+    assert two + (config.depth - 2) * (four - two) / 2 == tensors
+
+
+def test_the_autoencoder_has_as_many_tensors_as_published() -> None:
     assert len(export_shapes("autoencoder_kl", autoencoder_kl.CONFIGS["sd-vae-ft"])) == 248
 
 

@@ -31,7 +31,7 @@ TEXT_LENGTH = 24  # tokens of a caption, the end among them
 _GROUPS = 8  # of channels, in GroupNorm
 _BATCH = 8  # pictures or captions a compiled call; the last is filled up
 
-Pictures = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "h w 3"]]
+Pictures = UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "_ _ 3"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from viditq_jax.evaluate._network import picture_features
 UNIT = "emoji_features"
 BETTER = "lower"
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]  # of any size each
 
 
 class Moments(NamedTuple):

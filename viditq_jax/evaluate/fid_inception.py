@@ -24,7 +24,7 @@ def load(weights: str) -> Frechet:
     """The metric by the weights in a file. Raises ValueError that says what of it cannot be read."""
     arrays = read(Path(weights))
 
-    def seen(pictures: list[UInt8[np.ndarray, "h w 3"]]) -> Float32[np.ndarray, "n f"]:
+    def seen(pictures: list[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n f"]:
         return np.concatenate([np.asarray(_features(arrays, picture)) for picture in pictures])
 
     return Frechet(seen)

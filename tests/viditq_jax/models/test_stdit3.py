@@ -68,8 +68,12 @@ def test_positions_are_those_of_a_square_of_as_many_patches():
 
 def test_parameters_are_as_many_as_published():
     """The published count holds the 36 frequencies of the rotation, which are computed here."""
-    net = abstract(build, dataclasses.replace(CONFIGS["stdit3-xl-2"], with_null_caption=False))
-    assert sum(leaf.size for leaf in jax.tree.leaves(net)) + 36 == 1_207_643_972
+    config = dataclasses.replace(CONFIGS["stdit3-xl-2"], with_null_caption=False)
+    one, two = (
+        sum(leaf.size for leaf in jax.tree.leaves(abstract(build, dataclasses.replace(config, depth=n))))
+        for n in (1, 2)
+    )
+    assert one + (config.depth - 1) * (two - one) + 36 == 1_207_643_972
 
 
 def test_fresh_model_predicts_zero():
