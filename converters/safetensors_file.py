@@ -7,9 +7,7 @@ error.
 import collections
 import json
 import math
-import os
 import reprlib
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from converters.tensor import BFLOAT16, SourceError, Tensor
+from viditq_jax.files import writing
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -150,15 +149,11 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> Pat
     if path.is_dir() or not path.parent.is_dir():
         why = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
         raise ValueError(f"{path} {why}; name a file in a folder that exists.")
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        save_file(
-            {name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, {"format": "pt"}
-        )
+    ready = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    with writing(path) as partial:
+        try:
+            save_file(ready, partial, {"format": "pt"})
+        except SafetensorError as error:  # how the package reports a full disk
+            raise OSError(str(error)) from error
         partial.chmod(0o644)  # the package makes files that only their owner can read
-        os.replace(partial, path)
-    except SafetensorError as error:  # how the package reports a full disk
-        raise OSError(f"{path} could not be written ({error}); free some space and run again.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path

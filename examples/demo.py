@@ -10,7 +10,6 @@ w4a8, and draws the report.
 """
 
 import argparse
-import json
 import math
 import shutil
 import statistics
@@ -28,6 +27,7 @@ from viditq_jax import calibrate, checkpoint, evaluate, generate, load_pipeline,
 from viditq_jax.cli._common import bar, working
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.drift import Drift, times, trajectory
+from viditq_jax.files import write_atomic, write_json
 from viditq_jax.generate import Manifest
 from viditq_jax.load import packaged_model
 from viditq_jax.pipeline import Pipeline
@@ -171,7 +171,7 @@ def make_video(run: Path, count: int) -> dict[str, Any]:
         make_pictures(small, [VIDEO], run / "videos" / name)
         videos[name] = Manifest.read(run / "videos" / name).images()[0]
         variants[name] = {"pictures": f"videos/{name}", **compare(run, name, "float", folder="videos")}
-    (run / "video.webp").write_bytes(animation(side_by_side(videos), fps=pipeline.fps))
+    write_atomic(run / "video.webp", animation(side_by_side(videos), fps=pipeline.fps))
     return {"condition": VIDEO, "fps": pipeline.fps, "frames": pipeline.frames, "variants": variants}
 
 
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "versions": checkpoint.versions(),
     }
-    (run / "metrics.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_json(run / "metrics.json", records)
     picture, page = write_report(run)
     for name, record in variants.items():
         quality = (

@@ -12,19 +12,25 @@ EVERYTHING = ("viditq_jax", "pallas_kernels", "converters")
 # The longest matching row applies. A package may import itself and what its row names.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "pallas_kernels": (),
-    "converters": ("viditq_jax.models", "viditq_jax.net", "viditq_jax.checkpoint", "viditq_jax.plugins"),
+    "converters": (
+        "viditq_jax.models", "viditq_jax.net", "viditq_jax.checkpoint", "viditq_jax.plugins",
+        "viditq_jax.files",
+    ),
+    "viditq_jax.files": (),
     "viditq_jax.net": (),
     "viditq_jax.plugins": (),
     "viditq_jax.nn": ("viditq_jax.net", "pallas_kernels"),
     "viditq_jax.models": ("viditq_jax.nn",),
-    "viditq_jax.quant": ("viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "pallas_kernels"),
+    "viditq_jax.quant": (
+        "viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.files", "pallas_kernels",
+    ),
     "viditq_jax.sampling": (),
     "viditq_jax.evaluate": (
         "viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.generate",
         "viditq_jax.conditions", "converters",
     ),
     "viditq_jax.quality": ("viditq_jax.evaluate", "viditq_jax.conditions"),
-    "viditq_jax.checkpoint": ("viditq_jax.net",),
+    "viditq_jax.checkpoint": ("viditq_jax.net", "viditq_jax.files"),
     "viditq_jax.conditions": (),
     "viditq_jax.aspect_ratios": (),
     "viditq_jax.facts": ("viditq_jax.sampling", "viditq_jax.plugins"),
@@ -44,7 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "viditq_jax.calibrate": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
-        "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.net",
+        "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.net", "viditq_jax.files",
     ),
     "viditq_jax.stress": ("viditq_jax.net",),
     "viditq_jax.drift": (
@@ -54,28 +60,29 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.compare": (
         "viditq_jax.stress", "viditq_jax.drift", "viditq_jax.calibrate", "viditq_jax.post_training",
         "viditq_jax.pipeline", "viditq_jax.quant", "viditq_jax.generate", "viditq_jax.evaluate",
-        "viditq_jax.checkpoint",
+        "viditq_jax.checkpoint", "viditq_jax.files",
     ),
     "viditq_jax.bench": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.pipeline",
         "viditq_jax.programs", "viditq_jax.load", "viditq_jax.checkpoint", "viditq_jax.compare",
-        "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.speed", "pallas_kernels",
+        "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.speed", "viditq_jax.files", "pallas_kernels",
     ),
     "viditq_jax.speed": (
         "viditq_jax.net", "viditq_jax.nn", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.programs",
         "viditq_jax.pipeline", "pallas_kernels",
     ),
-    "viditq_jax.video": (),
+    "viditq_jax.video": ("viditq_jax.files",),
     "viditq_jax.generate": (
-        "viditq_jax.checkpoint", "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.video",
+        "viditq_jax.checkpoint", "viditq_jax.files", "viditq_jax.pipeline", "viditq_jax.programs",
+        "viditq_jax.video",
     ),
     "viditq_jax.search": (
         "viditq_jax.calibrate", "viditq_jax.checkpoint", "viditq_jax.compare", "viditq_jax.conditions",
-        "viditq_jax.evaluate", "viditq_jax.net", "viditq_jax.pipeline", "viditq_jax.plugins",
-        "viditq_jax.post_training", "viditq_jax.programs", "viditq_jax.quant", "viditq_jax.speed",
-        "pallas_kernels",
+        "viditq_jax.evaluate", "viditq_jax.files", "viditq_jax.net", "viditq_jax.pipeline",
+        "viditq_jax.plugins", "viditq_jax.post_training", "viditq_jax.programs", "viditq_jax.quant",
+        "viditq_jax.speed", "pallas_kernels",
     ),
-    "viditq_jax.report": ("viditq_jax.video",),
+    "viditq_jax.report": ("viditq_jax.video", "viditq_jax.files"),
     "viditq_jax.cli": EVERYTHING,
     "viditq_jax.assets": (),
     "viditq_jax": EVERYTHING,

@@ -19,6 +19,7 @@ import safetensors.numpy
 from jaxtyping import Array
 
 from viditq_jax.checkpoint import fingerprint
+from viditq_jax.files import writing
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.programs import Call, Plan, encode_prompt, guided_model
@@ -168,22 +169,17 @@ def _without_padding(conditions: dict[str, Any]) -> dict[str, Any]:
 
 def save_stats(stats: Stats, file: str | Path, facts: Mapping[str, Any]) -> None:
     """Write statistics and what they are of as one safetensors file, which appears whole or not at all."""
-    file = Path(file)
     arrays = {
         f"{path}|{name}": np.asarray(value)
         for path, layer in stats.items()
         for name, value in _fields(layer).items()
         if value is not None
     }
-    partial_file = file.with_name(f".{file.name}.partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        safetensors.numpy.save_file(arrays, partial_file, {"facts": json.dumps(facts)})
-        partial_file.replace(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise OSError(f"{file} cannot be written ({error}); free some space, and run again.") from error
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with writing(file) as partial_file:
+        try:
+            safetensors.numpy.save_file(arrays, partial_file, {"facts": json.dumps(facts)})
+        except safetensors.SafetensorError as error:  # how the package reports a full disk
+            raise OSError(str(error)) from error
 
 
 def load_stats(file: str | Path) -> tuple[Stats, dict[str, Any]]:

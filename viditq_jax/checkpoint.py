@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from viditq_jax.files import writing_folder
 from viditq_jax.net import Net
 
 FORMAT = 1
@@ -112,45 +112,23 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
         raise ArtifactError(f"{path} exists already; choose another name, or ask to overwrite it.")
     if path.exists() and not (path / FACTS_FILE).is_file():
         raise ArtifactError(f"{path} exists and is not an artifact (no {FACTS_FILE}); it is not overwritten.")
-    partial = path.parent / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     try:
-        partial.mkdir(parents=True)
-        for name, load in artifact.nets.items():
-            with _checkpointer() as checkpointer:
-                checkpointer.save((partial / name).resolve(), _flat(load()))
-        for name, content in artifact.files.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_bytes(content)
-        facts = {"format": FORMAT, **artifact.facts, "versions": versions(), "files": _listing(partial)}
-        (partial / FACTS_FILE).write_text(json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n")
-        _replace(partial, path, overwrite)
+        with writing_folder(path, overwrite=overwrite) as partial:
+            for name, load in artifact.nets.items():
+                with _checkpointer() as checkpointer:
+                    checkpointer.save((partial / name).resolve(), _flat(load()))
+            for name, content in artifact.files.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(content)
+            facts = {"format": FORMAT, **artifact.facts, "versions": versions(), "files": _listing(partial)}
+            text = json.dumps({**facts, "sha256": _digest(facts)}, indent=1)
+            (partial / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
             f"permissions of {path.parent}, and run again."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
-
-
-def _replace(partial: Path, path: Path, overwrite: bool) -> None:
-    """Give the finished folder its name; an older one is set aside first, so that one of the two always
-    exists, and set back if the new one does not get its name.
-    """
-    if not (overwrite and path.exists()):
-        partial.rename(path)  # refused by the system if something has appeared there meanwhile
-        return
-    old = path.parent / f".{path.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    path.rename(old)
-    try:
-        partial.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -207,14 +185,6 @@ def read_facts(path: str | Path) -> dict[str, Any]:
             f"{path} is torn or altered: {'; '.join(faults)}. Make the artifact again from its source."
         )
     return facts
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a record, whole or not at all. Raises ValueError for a number that JSON has not, such as NaN."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(file)
 
 
 def fingerprint(nets: Mapping[str, Net]) -> str:

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from viditq_jax.calibrate import calibrate
-from viditq_jax.checkpoint import fingerprint, versions, write_json
+from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.drift import Drift, layer_noise, times, trajectory
 from viditq_jax.evaluate import TEMPORAL, evaluate
+from viditq_jax.files import write_json
 from viditq_jax.generate import generate
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import calibration_conditions, calibration_texts, quantize_pipeline

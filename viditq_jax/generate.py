@@ -23,7 +23,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +35,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from viditq_jax.checkpoint import fingerprint, versions
+from viditq_jax.files import append_line, drop_torn_line, whole_lines, write_atomic, write_json
 from viditq_jax.pipeline import Pipeline, check_finite
 from viditq_jax.programs import Call, Plan
 from viditq_jax.video import contact_sheet, frames_of_strip, strip, write_mp4
@@ -98,7 +98,7 @@ class Manifest:
             buffer = io.BytesIO()
             sheet = contact_sheet(self.images(), [str(entry["condition"]) for entry in self.entries])
             sheet.save(buffer, format="PNG")
-            _atomic(self.folder / CONTACT, buffer.getvalue())
+            write_atomic(self.folder / CONTACT, buffer.getvalue())
 
 
 def generate(
@@ -252,7 +252,8 @@ def _prepare(
         raise ValueError(
             f"{out} was made with another {', '.join(differs)}; choose another folder for these settings."
         )
-    _drop_torn_line(own)
+    if own.is_file():
+        drop_torn_line(own)
     done: set[int] = set()
     for entry in _listed(out):
         index = entry["index"]
@@ -281,8 +282,7 @@ def _record(out: Path, settings: dict[str, Any]) -> None:
     """Write down what all pictures share, once the first are there: a refused run leaves no folder behind."""
     file = out / "generation.json"
     if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        _atomic(file, json.dumps({**settings, "versions": versions()}, indent=1).encode() + b"\n")
+        write_json(file, {**settings, "versions": versions()})
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
@@ -290,8 +290,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for file in (*_parts(folder), folder / LIST):  # parts vanish once they are joined, so they are read first
         with contextlib.suppress(FileNotFoundError):
-            lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-            entries = [_entry(line, f"{file} line {i}") for i, line in enumerate(lines, 1)]
+            entries = [_entry(line, f"{file} line {i}") for i, line in enumerate(whole_lines(file), 1)]
             found |= {entry["index"]: entry for entry in entries}
     return [found[index] for index in sorted(found)]
 
@@ -306,7 +305,7 @@ def _join(manifest: Manifest) -> None:
     text = "".join(json.dumps(entry) + "\n" for entry in manifest.entries).encode()
     file = manifest.folder / LIST
     if not file.is_file() or file.read_bytes() != text:
-        _atomic(file, text)
+        write_atomic(file, text)
     for part in _parts(manifest.folder):
         part.unlink(missing_ok=True)
 
@@ -335,12 +334,6 @@ def _read_record(file: Path) -> dict[str, Any]:
     return record
 
 
-def _drop_torn_line(manifest: Path) -> None:
-    if manifest.is_file():
-        text = manifest.read_bytes()
-        _atomic(manifest, text[: text.rfind(b"\n") + 1])
-
-
 def _write(
     listed: Path, index: int, condition: str | int, seed: int, sample: np.ndarray, fps: float | None
 ) -> None:
@@ -350,22 +343,7 @@ def _write(
         picture, entry["frames"], entry["video"] = strip(sample), len(sample), f"{index:05d}.mp4"
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    _atomic(listed.parent / entry["file"], buffer.getvalue())
+    write_atomic(listed.parent / entry["file"], buffer.getvalue())
     if fps is not None:
         write_mp4(sample, listed.parent / entry["video"], fps=fps)
-    line = json.dumps({**entry, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
-    with listed.open("a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _atomic(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # other processes write there as well
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:  # that of a full disk does not say which file
-        partial.unlink(missing_ok=True)
-        text = f"{error.strerror}; free some space or check the permissions, and run again to go on"
-        raise OSError(error.errno, text, str(path)) from error
+    append_line(listed, json.dumps({**entry, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}))

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from viditq_jax.files import writing
+
 Video = UInt8[np.ndarray, "t h w 3"]
 
 WATCHABLE = 256  # pixels that the shorter side has at least, to be watched
@@ -61,19 +63,16 @@ def write_mp4(video: Video, file: str | Path, *, fps: float) -> None:
     odd = [(0, side % 2) for side in video.shape[1:3]]
     video = np.pad(video, [(0, 0), *odd, (0, 0)], mode="edge")
     _, height, width, _ = video.shape
-    file = Path(file)
-    partial = file.with_name(f".{file.name}.partial")
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
     # Not by imageio's own writer: it forks, which JAX's threads do not survive for certain.
-    command = [get_ffmpeg_exe(), "-v", "error", "-y", *raw, *_ENCODER, str(partial)]
-    try:
-        done = subprocess.run(command, input=video.tobytes(), capture_output=True, check=False)
+    command = [get_ffmpeg_exe(), "-v", "error", "-y", *raw, *_ENCODER]
+    with writing(file) as partial:
+        done = subprocess.run(
+            [*command, str(partial)], input=video.tobytes(), capture_output=True, check=False
+        )
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())
-            raise OSError(f"{file} cannot be written ({said[-200:]}); free some space, and run again.")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+            raise OSError(f"the encoder failed ({said[-200:] or done.returncode})")
 
 
 def animation(video: Video, *, fps: float, format: str = "WEBP") -> bytes:

@@ -1,7 +1,6 @@
 """The package: a folder in the layout of diffusers, with a card, samples and notices."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from default_model.samples import sheet
 from default_model.text import LENGTH, Tokenizer
 
 from converters import export, save_safetensors
+from viditq_jax.files import write_json
 from viditq_jax.models import autoencoder_kl
 from viditq_jax.net import Net
 
@@ -51,9 +51,9 @@ def write(
         (folder / name).mkdir(parents=True, exist_ok=True)
         written = save_safetensors(folder / name / file, export(stored[name], model, config, format=layout))
         written.chmod(0o644)
-        write_json(folder / name / "config.json", facts)
-    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler())
-    write_json(folder / "model_index.json", MODEL_INDEX)
+        write_json(folder / name / "config.json", facts, indent=2)
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(), indent=2)
+    write_json(folder / "model_index.json", MODEL_INDEX, indent=2)
     (folder / "tokenizer").mkdir(exist_ok=True)
     for file in ("spiece.model", "tokenizer_config.json"):
         (folder / "tokenizer" / file).write_bytes((run / "tokenizer" / file).read_bytes())
@@ -170,9 +170,3 @@ def _scheduler() -> dict[str, Any]:
         "thresholding": False,
         "timestep_spacing": sampler.spacing,
     }
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write an indented JSON file, and its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value, indent=2) + "\n")

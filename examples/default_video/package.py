@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from default_model.package import write_json
 from default_model.samples import sheet
 from default_video.card import write_card
 from default_video.clips import BACKGROUNDS, MOTIONS, caption, held_out
@@ -15,6 +14,7 @@ from default_video.denoiser import CONFIG, GUIDANCE, Text, draw
 from default_video.motion import read
 
 from converters import export, save_safetensors
+from viditq_jax.files import write_json
 from viditq_jax.net import Net
 
 INDEX = {
@@ -79,8 +79,8 @@ def write(
     )
     file.chmod(0o644)
     names = ("frames", "input_size", "space_scale", "time_scale", "text_length", "heads")
-    write_json(part / "config.json", {name: getattr(CONFIG, name) for name in names})
-    write_json(folder / "model_index.json", INDEX)
+    write_json(part / "config.json", {name: getattr(CONFIG, name) for name in names}, indent=2)
+    write_json(folder / "model_index.json", INDEX, indent=2)
 
     rounded = stored.astype(jnp.float32)
     asked = questions(words, prompts, more=more)

@@ -79,8 +79,12 @@ def test_an_mp4_shows_the_frames_at_their_pace(height: int, width: int, tmp_path
 
 
 def test_an_mp4_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="mp4"):
-        write_mp4(VIDEO, tmp_path / "nowhere" / "a.mp4", fps=8.0)
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(OSError, match=r"free some space or check the permissions, .*b\.mp4"):
+        write_mp4(VIDEO, tmp_path / "file" / "b.mp4", fps=8.0)
+    with pytest.raises(OSError, match=r"the encoder failed .*c\.mp4"):
+        write_mp4(VIDEO, tmp_path / "c.mp4", fps=-1.0)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_webp_animation_loses_nothing_and_a_gif_moves() -> None:

@@ -21,8 +21,8 @@ from viditq_jax.bench.device import ceilings, header, on_cpu
 from viditq_jax.bench.models import Workload
 from viditq_jax.bench.ops import bench_case
 from viditq_jax.bench.pipelines import bench_workload, measured_peak
-from viditq_jax.checkpoint import write_json
 from viditq_jax.compare import Progress, silent
+from viditq_jax.files import write_json
 
 PARTS = ("block", "ops", "pipeline")  # in the order in which they run; a block tells most in least time
 RECIPES = ("w8a8", "w8a8-dynamic", "w4a8")

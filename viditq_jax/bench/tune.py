@@ -18,6 +18,7 @@ from viditq_jax.bench.cases import Case, Compute, Operands
 from viditq_jax.bench.device import header
 from viditq_jax.bench.ops import attempt, drawn_pool
 from viditq_jax.bench.timing import in_a_row, interleaved
+from viditq_jax.files import write_json
 
 
 def tuned_file() -> Path:
@@ -76,8 +77,7 @@ def _held(file: Path) -> dict[str, Any]:
 def _write(file: Path, table: dict[str, Any], facts: Mapping[str, Any]) -> None:
     """The table, with where and when it was measured."""
     table |= {name: facts[name] for name in ("device", "name", "date", "versions")}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(file, table, sort_keys=True)
 
 
 def _best(

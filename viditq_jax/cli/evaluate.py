@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from viditq_jax.checkpoint import write_json
 from viditq_jax.cli._common import bar, conditions, working
 from viditq_jax.compare import compare_recipes, packaged_recipes, result_rows
 from viditq_jax.evaluate import evaluate
+from viditq_jax.files import write_json
 from viditq_jax.load import PACKAGED, load_pipeline
 from viditq_jax.post_training import default_conditions
 

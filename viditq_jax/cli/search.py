@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from viditq_jax.checkpoint import write_json
 from viditq_jax.cli._common import bar, conditions, working
+from viditq_jax.files import write_json, writing
 from viditq_jax.load import load_pipeline
 from viditq_jax.quant.recipe import load_recipe
 from viditq_jax.report.search import pareto_chart, sensitivity_chart
@@ -95,7 +95,8 @@ def run(options: Options) -> Any:
     if "plans" not in record:
         return record if options.json else f"{record['table']}: {record['rows']} rows"
     for name, draw in (("sensitivities.png", sensitivity_chart), ("pareto.png", pareto_chart)):
-        draw(record).savefig(options.out / name, dpi=150)
+        with writing(options.out / name) as file:
+            draw(record).savefig(file, format="png", dpi=150)
     rows = result_rows(record)
     if options.record:
         write_json(options.record, rows)

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from viditq_jax.files import write_json
 from viditq_jax.quant.attention import AttentionRule
 from viditq_jax.quant.matching import winners
 from viditq_jax.quant.methods import find_method
@@ -272,7 +273,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as a JSON file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_json(), indent=2)
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from viditq_jax.files import write_atomic, writing
 from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, svg_uri
 from viditq_jax.report.quality import quality_rows, verdicts
 from viditq_jax.report.run import Run, read_run
@@ -139,10 +140,11 @@ def write_report(folder: str | Path) -> tuple[Path, Path]:
     page = html(run)
     side = run.still(next(iter(run.pictures)), 0).shape[1]
     if run.fps:
-        strips(run, 0).save(folder / "strips.png")
-    grid(run, scale=max(1, 128 // side)).save(folder / "grid.png")
-    recipes_chart(run).savefig(folder / "recipes.png", dpi=130, metadata={"Software": None})
-    (folder / "report.html").write_text(page, encoding="utf-8")
+        write_atomic(folder / "strips.png", _png(strips(run, 0)))
+    write_atomic(folder / "grid.png", _png(grid(run, scale=max(1, 128 // side))))
+    with writing(folder / "recipes.png") as file:
+        recipes_chart(run).savefig(file, format="png", dpi=130, metadata={"Software": None})
+    write_atomic(folder / "report.html", page)
     return folder / "grid.png", folder / "report.html"
 
 
@@ -154,6 +156,10 @@ def _data_uri(sample: np.ndarray, fps: float | None) -> str:
 
 
 def _png_uri(picture: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

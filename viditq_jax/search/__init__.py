@@ -20,9 +20,10 @@ import jax
 
 from viditq_jax import plugins
 from viditq_jax.calibrate import calibrate
-from viditq_jax.checkpoint import fingerprint, versions, write_json
+from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.compare import Progress, silent
 from viditq_jax.conditions import packaged_prompts
+from viditq_jax.files import write_json
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import calibration_conditions, calibration_texts, default_conditions
 from viditq_jax.quant.matching import matches

@@ -7,11 +7,11 @@ unfinished does not count.
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from viditq_jax.files import append_line, drop_torn_line, whole_lines, write_atomic
 from viditq_jax.quant.recipe import Recipe
 
 
@@ -101,7 +101,7 @@ class Table:
     @classmethod
     def read(cls, file: str | Path) -> "Table":
         """The table that a search wrote. Raises ValueError for a file that is none, with the line."""
-        lines = Path(file).read_text(encoding="utf-8").split("\n")[:-1]
+        lines = whole_lines(Path(file))
         try:
             head = json.loads(lines[0])
             layers = {
@@ -129,8 +129,7 @@ class Table:
         Raises ValueError for a file of other settings.
         """
         if not file.is_file() or b"\n" not in file.read_bytes():  # killed before its first line was whole
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(self.settings()) + "\n")
+            write_atomic(file, json.dumps(self.settings()) + "\n")
             return self
         held = Table.read(file)
         ours, theirs = self.settings(), held.settings()
@@ -138,9 +137,7 @@ class Table:
             raise ValueError(
                 f"{file} was made with another {', '.join(differs)}; give another folder for these settings."
             )
-        text = file.read_bytes()
-        if not text.endswith(b"\n"):
-            _write(file, text[: text.rfind(b"\n") + 1].decode())
+        drop_torn_line(file)
         return self.with_rows(held.rows)
 
 
@@ -159,11 +156,7 @@ def gather(table: Table, file: Path, shards: Sequence[Path]) -> None:
 
 def append(file: Path, row: Row) -> None:
     """Add a row; once this returns, a kill does not lose it."""
-    line = json.dumps(dataclasses.asdict(row)) + "\n"
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_line(file, json.dumps(dataclasses.asdict(row)))
 
 
 def _row(line: str, where: str) -> Row:
@@ -173,9 +166,3 @@ def _row(line: str, where: str) -> Row:
         return Row(tuple(data["layers"]), int(data["bits"]), values, data["range"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} is damaged: {line[:80]!r}; delete the file and search again.") from error
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
