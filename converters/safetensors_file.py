@@ -4,8 +4,6 @@ The header is checked here in full before anything is read, so that a damaged or
 error.
 """
 
-import collections
-import json
 import math
 import reprlib
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from converters.tensor import BFLOAT16, SourceError, Tensor
-from viditq_jax.files import writing
+from viditq_jax.files import parse_json, writing
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -38,6 +36,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+_MOST_AXES = 64  # as NumPy has it
 _AGAIN = "Copy or download it again."
 
 
@@ -82,20 +81,12 @@ def _read_header(path: Path, size: int) -> tuple[int, dict[str, Any]]:
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(raw.decode("utf-8"))
+    except ValueError as error:
         raise SourceError(f"{path}: the header is not valid JSON ({error}). {_AGAIN}") from error
     if not isinstance(header, dict):
         raise SourceError(f"{path}: the header is a JSON {type(header).__name__}, not an object. {_AGAIN}")
     return 8 + length, header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the name {name!r} stands twice")
-    return found
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Tensor:
@@ -108,7 +99,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> Tensor:
             f"got {reprlib.repr(entry)}. {_AGAIN}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2:
+    if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2 or len(shape) > _MOST_AXES:
         raise SourceError(
             f"{path}: {name!r} has shape {reprlib.repr(shape)} "
             f"and offsets {reprlib.repr(offsets)}, which are not sizes. {_AGAIN}"

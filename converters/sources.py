@@ -32,6 +32,7 @@ _WEIGHT_NAMES = (  # in the order of preference; half-precision variants come af
     r".*\.safetensors",
     r".*\.(bin|pt|pth|ckpt)",
 )
+_RESAVE = "Save model.state_dict() with the program that wrote it."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,11 @@ def _unwrap(found: Any, path: Path, wrapper: str | None) -> Tensors:
                 f"{path} has no weights {wrapper!r}; it holds: {held}. Name one of these, or leave it out."
             )
         found = found[wrapper]
+    seen: list[Any] = []
     while isinstance(found, dict):
+        if any(found is each for each in seen):
+            raise SourceError(f"{path} holds a dict that contains itself, and no state dict. {_RESAVE}")
+        seen.append(found)
         inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), dict)), None)
         if inner is None:
             break
@@ -164,9 +169,7 @@ def _unwrap(found: Any, path: Path, wrapper: str | None) -> Tensors:
         kind = f"a {type(found).__name__}" + (
             f" of {', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else ""
         )
-        raise SourceError(
-            f"{path} holds {kind}, and no state dict. Save model.state_dict() with the program that wrote it."
-        )
+        raise SourceError(f"{path} holds {kind}, and no state dict. {_RESAVE}")
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 

@@ -1,5 +1,6 @@
 """Time and memory of the test run, most of which are those of programs that are compiled and run once."""
 
+import collections
 import gc
 import os
 from collections.abc import Iterator
@@ -31,6 +32,15 @@ def resident_bytes() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first; the others in their order."""
     items.sort(key=lambda item: item.path.name != LONGEST)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests counted by `record_property`, summed: hostile inputs, kills."""
+    counts: collections.Counter[str] = collections.Counter()
+    for report in terminalreporter.getreports("passed"):
+        counts.update(dict(report.user_properties))
+    for what, count in counts.items():
+        terminalreporter.write_line(f"{what}: {count}")
 
 
 @pytest.fixture(scope="module", autouse=True)

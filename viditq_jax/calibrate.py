@@ -189,15 +189,22 @@ def load_stats(file: str | Path) -> tuple[Stats, dict[str, Any]]:
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             facts = json.loads((opened.metadata() or {})["facts"])
-            if not isinstance(facts, dict):
-                raise ValueError("its facts are no object")
+            if not isinstance(facts, dict) or not isinstance(facts.get("conditions", []), list):
+                raise ValueError("its facts are no object that lists conditions")
             arrays = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
         layers: dict[str, dict[str, Any]] = {}
         for name, value in arrays.items():
             path, field = name.rsplit("|", 1)
             layers.setdefault(path, {})[field] = value
         return {path: _layer(fields) for path, fields in sorted(layers.items())}, facts
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{file} is no file of statistics ({type(error).__name__}: {error}); calibrate again."
         ) from error
@@ -215,6 +222,8 @@ def _layer(fields: dict[str, Any]) -> LayerStats:
     wanted = LayerStats.empty(layer.initial.shape[0], len(layer.count), gram=layer.gram is not None)
     if jax.tree.map(jnp.shape, layer) != jax.tree.map(jnp.shape, wanted):
         raise ValueError("its arrays do not fit together")
+    if wrong := {str(leaf.dtype) for leaf in jax.tree.leaves(layer)} - {"float32"}:
+        raise ValueError(f"its arrays are {', '.join(sorted(wrong))} and not float32")
     return layer
 
 

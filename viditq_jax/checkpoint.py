@@ -9,10 +9,14 @@ weights are stored as they are in memory; nothing is requantized when an artifac
 """
 
 import dataclasses
+import errno
+import gc
 import hashlib
 import importlib.metadata
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from viditq_jax.net import Net
 FORMAT = 1
 FACTS_FILE = "pipeline.json"
 _BLOCK = 1 << 22  # bytes read at once while hashing
+_MOST_BYTES = 1 << 26  # of pipeline.json
 
 
 class ArtifactError(ValueError):
@@ -97,8 +102,30 @@ def versions() -> dict[str, str]:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it writes
+    # Orbax reports each file it writes, and each array that it cannot; what it raises is enough.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+
+
+def _write(arrays: dict[str, Any], folder: Path) -> None:
+    """Write a tree of arrays. Raises OSError, one line where Orbax and TensorStore have hundreds."""
+    needed = sum(array.size * array.dtype.itemsize for array in arrays.values())
+    if needed > (free := shutil.disk_usage(folder.parent).free):
+        raise OSError(
+            errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed, {free} are free"
+        )
+    log = logging.getLogger("asyncio")
+    level = log.level
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(folder, arrays)
+    except (OSError, ValueError, RuntimeError) as error:
+        log.setLevel(logging.CRITICAL)  # the other writes that failed are reported when they are forgotten
+        error.__traceback__ = None
+        gc.collect()
+        raise OSError(" ".join(str(error).split())[-200:]) from None
+    finally:
+        log.setLevel(level)
 
 
 def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -115,8 +142,7 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
     try:
         with writing_folder(path, overwrite=overwrite) as partial:
             for name, load in artifact.nets.items():
-                with _checkpointer() as checkpointer:
-                    checkpointer.save((partial / name).resolve(), _flat(load()))
+                _write(_flat(load()), (partial / name).resolve())
             for name, content in artifact.files.items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).write_bytes(content)
@@ -143,7 +169,9 @@ def read_facts(path: str | Path) -> dict[str, Any]:
             f"{path} is not an artifact: it has no {FACTS_FILE}. Make one with `viditq convert`."
         )
     try:
-        facts = json.loads(file.read_text())
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {file.stat().st_size} bytes, and no honest one has {_MOST_BYTES}")
+        facts = json.loads(file.read_text(encoding="utf-8"))
         version, listing, digest = facts["format"], facts["files"], facts.pop("sha256")
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listing.items()}
     except (
@@ -204,6 +232,27 @@ def weight_disk_bytes(path: str | Path, name: str, layers: Iterable[str]) -> int
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
+def _check_chunks(folder: Path) -> None:
+    """Raise ArtifactError for arrays in larger pieces than themselves: reading one allocates all of it."""
+    for file in sorted(folder.rglob("*")):
+        if file.name in ("zarr.json", "manifest.ocdbt"):
+            raise ArtifactError(f"{file} is of a format that artifacts do not have; make the artifact again.")
+        if file.name != ".zarray":
+            continue
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            wrong = any(
+                chunk > max(size, 1) for chunk, size in zip(facts["chunks"], facts["shape"], strict=True)
+            )
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{file} is not valid ({error}); make the artifact again.") from error
+        if wrong:
+            raise ArtifactError(
+                f"{file} says that an array of {facts['shape']} lies in pieces of {facts['chunks']}; "
+                "make the artifact again from its source."
+            )
+
+
 def restore(path: str | Path, name: str, target: Net, shardings: Net | None = None) -> Net:
     """The Net `name` of an artifact, in the structure, shapes and types of the abstract Net `target`.
 
@@ -212,10 +261,11 @@ def restore(path: str | Path, name: str, target: Net, shardings: Net | None = No
     """
     folder = (Path(path) / name).resolve()
     wanted = _flat(target)
+    _check_chunks(folder)
     with _checkpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 f"{folder} is not a tree of arrays ({type(error).__name__}: {error}); "
                 "make the artifact again from its source."
@@ -232,7 +282,14 @@ def restore(path: str | Path, name: str, target: Net, shardings: Net | None = No
             raise ArtifactError(f"{folder} does not hold the model that {FACTS_FILE} describes: {shown}.")
         # Through the host: arrays tied to a device would compile anew what fresh arrays have compiled.
         args = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in wanted}
-        restored = checkpointer.restore(folder, ocp.args.PyTreeRestore(dict(wanted), restore_args=args))
+        try:
+            restored = checkpointer.restore(folder, ocp.args.PyTreeRestore(dict(wanted), restore_args=args))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ArtifactError(
+                f"the arrays of {folder} cannot be read ({type(error).__name__}: {said}); "
+                "make the artifact again from its source."
+            ) from error
     structure = jax.tree.structure(target.params)
     if shardings is None:
         leaves = [jnp.asarray(restored.pop(key)) for key in wanted]

@@ -294,8 +294,12 @@ class _Bench:
         file = self._result(name)
         if not file.is_file():
             return None
-        held = json.loads(file.read_text(encoding="utf-8"))
-        return held["record"] if held["settings"] == self._settings(recipe) else None
+        try:
+            held = json.loads(file.read_text(encoding="utf-8"))
+            record, settings = dict(held["record"]), held["settings"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it and run again.") from error
+        return record if settings == self._settings(recipe) else None
 
     def save(self, name: str, recipe: Recipe | None, record: Mapping[str, Any]) -> None:
         """Write the record of a finished variant."""

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 PAD, EOS = 0, 1  # in every vocabulary of T5
+LONGEST = 5_000  # characters of a prompt; cleaning takes the square of them, and models read 1,500 at most
 
 
 def packaged_prompts(name: str = "default") -> list[str]:
@@ -33,17 +34,20 @@ def packaged_prompts(name: str = "default") -> list[str]:
 
 def prompts_in(file: str | Path) -> list[str]:
     """The prompts of a file: one a line; of a .jsonl a string or {"prompt": ...} a line; of a .csv the column
-    "prompt". Raises ValueError for a file that is none of these, or holds no prompt, with the line.
+    "prompt". Raises ValueError, with the line, for a file that is none of these, without a prompt, and for
+    what no prompt can be.
     """
     file = Path(file)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text file ({error.reason}); give one prompt a line.") from error
     read = {".jsonl": _json_prompts, ".csv": _csv_prompts}.get(file.suffix.lower())
     found = read_prompts(text) if read is None else read(text, str(file))
     if not found:
         raise ValueError(f"{file} holds no prompt; give one a line, or leave the flag out.")
+    for number, prompt in enumerate(found, 1):
+        check_prompt(prompt, f"{file} prompt {number}")
     return found
 
 
@@ -84,6 +88,16 @@ def _csv_prompts(text: str, name: str) -> list[str]:
 def read_prompts(text: str) -> list[str]:
     """One prompt a line; blank lines do not count."""
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def check_prompt(prompt: str, where: str = "this prompt") -> None:
+    """Raise ValueError for what is no prompt: too long to be cleaned in time, or no text."""
+    if len(prompt) > LONGEST:
+        raise ValueError(
+            f"{where} has {len(prompt)} characters; give {LONGEST} at most, models read far fewer."
+        )
+    if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in prompt):
+        raise ValueError(f"{where} holds a NUL or half a character ({prompt[:20]!r}); give plain text.")
 
 
 def labels_to_array(labels: Sequence[int], classes: int) -> Int32[np.ndarray, " b"]:

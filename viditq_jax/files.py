@@ -6,6 +6,7 @@ as it is filled: of two processes that write the same file one waits, so that ne
 writes. A file that grows line by line ends, after a kill, in a part of a line, which does not count.
 """
 
+import collections
 import contextlib
 import ctypes
 import errno
@@ -35,6 +36,32 @@ def write_json(path: str | Path, value: Any, *, indent: int = 1, sort_keys: bool
     except ValueError as error:
         raise ValueError(f"{path} is not written: {error}; nothing of it may be NaN or infinite.") from error
     write_atomic(path, text + "\n")
+
+
+def parse_json(text: str) -> Any:
+    """The value of a text that a person or a stranger may have written.
+
+    Raises ValueError, which says where, also for NaN, for nesting that no honest file has, and for a name
+    that stands twice in an object, where `json` takes the last.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {name!r} stands twice")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 @contextmanager

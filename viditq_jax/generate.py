@@ -17,12 +17,14 @@ of batch they may differ in the last bits of their latents. While devices comput
 pictures of the round before are written: at most three rounds are in memory.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +40,7 @@ from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.files import append_line, drop_torn_line, whole_lines, write_atomic, write_json
 from viditq_jax.pipeline import Pipeline, check_finite
 from viditq_jax.programs import Call, Plan
-from viditq_jax.video import contact_sheet, frames_of_strip, strip, write_mp4
+from viditq_jax.video import contact_sheet, frames_of_strip, read_picture, strip, write_mp4
 
 CONTACT = "contact.png"
 LIST = "manifest.jsonl"
@@ -64,8 +66,19 @@ class Manifest:
             raise ValueError(
                 f"{folder} holds no generation.json; give a folder that `viditq generate` wrote."
             )
-        settings = _read_record(folder / "generation.json")
-        return cls(folder, _listed(folder), settings)
+        settings, entries = _read_record(folder / "generation.json"), _listed(folder)
+        if "seed" not in settings:
+            raise ValueError(f"{folder / 'generation.json'} holds no seed; generate the folder again.")
+        fps = settings.get("fps")
+        is_rate = isinstance(fps, (int, float)) and 0 < fps < math.inf
+        if not (is_rate if fps is not None else True) or any(
+            ("video" in each) != is_rate for each in entries
+        ):
+            raise ValueError(
+                f"{folder}: manifest and generation.json ({fps!r} frames a second) are not of one run; "
+                "generate it again."
+            )
+        return cls(folder, entries, settings)
 
     @property
     def fps(self) -> float | None:
@@ -84,7 +97,7 @@ class Manifest:
         if content is None:
             file = self.folder / entry["file"]
             raise ValueError(f"{file} is missing or altered since it was generated; generate it again.")
-        picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        picture = read_picture(content, self.folder / entry["file"])
         return frames_of_strip(picture, entry["frames"]) if "frames" in entry else picture
 
     def watchable(self) -> None:
@@ -291,6 +304,13 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     for file in (*_parts(folder), folder / LIST):  # parts vanish once they are joined, so they are read first
         with contextlib.suppress(FileNotFoundError):
             entries = [_entry(line, f"{file} line {i}") for i, line in enumerate(whole_lines(file), 1)]
+            counts = collections.Counter(entry["index"] for entry in entries)
+            twice = [entry["index"] for entry in entries if counts[entry["index"]] > 1]
+            twice += [i for i in counts if i in found and found[i] not in entries]
+            if twice:
+                raise ValueError(
+                    f"{file} lists sample {twice[0]} twice; delete the folder and generate it again."
+                )
             found |= {entry["index"]: entry for entry in entries}
     return [found[index] for index in sorted(found)]
 
@@ -314,12 +334,14 @@ def _entry(line: str, where: str) -> dict[str, Any]:
     """A line of a manifest. Raises ValueError if it is none, or leads out of its folder."""
     try:
         entry: dict[str, Any] = json.loads(line)
-        entry["condition"], name = entry["condition"], Path(entry["file"]).name
-        names = [name, Path(entry.get("video", name)).name]
-        numbers = [entry["index"], entry.get("frames", 1)]
-        if names == [entry["file"], entry.get("video", name)] and all(type(n) is int for n in numbers):
+        names = [entry["file"], *([entry["video"]] if "video" in entry else ())]
+        plain = all(name == Path(name).name and name.isprintable() for name in names)
+        index, frames = entry["index"], entry.get("frames", 1)
+        whole = type(index) is type(frames) is int and index >= 0 and frames >= 1
+        told = type(entry["condition"]) in (str, int) and type(entry["sha256"]) is str
+        if plain and whole and told and ("video" in entry) == ("frames" in entry):
             return entry
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise ValueError(f"{where} is damaged: {line[:80]!r}; delete the folder and generate it again.")
 

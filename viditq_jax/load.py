@@ -1,6 +1,7 @@
 """Pipelines from disk: an artifact, a foreign checkpoint, the packaged models."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -14,11 +15,14 @@ from viditq_jax import checkpoint, plugins, replicas
 from viditq_jax.net import Net, abstract
 from viditq_jax.pipeline import PARTS, Pipeline
 from viditq_jax.quant.apply import quantize
+from viditq_jax.quant.check import faults
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.sharing import shared
 from viditq_jax.speed import warn_if_slower
 
 PACKAGED = ("default", "default-video")
+_MOST_TOKENS, _LARGEST = 1 << 14, 1 << 14  # of a prompt; side of a latent, or frames
+_REPEATED = ("depth", "num_layers", "layers_per_block")  # fields that say how many parts a model is made of
 
 
 @contextmanager
@@ -63,10 +67,15 @@ def load_pipeline(path: str | Path = "default", *, dtype: Any = None, mesh: Mesh
         _check(Pipeline(targets["denoiser"], facts))
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise checkpoint.ArtifactError(
-            f"{file} does not describe a pipeline ({type(error).__name__}: {error}); "
+            f"{file} does not describe a pipeline ({type(error).__name__}: {' '.join(str(error).split())}); "
             "make the artifact again from its source."
         ) from error
     nets = {name: _restored(path, name, target, mesh) for name, target in targets.items()}
+    if wrong := faults(nets["denoiser"]):
+        raise checkpoint.ArtifactError(
+            f"{path} holds scales that quantization does not make: {'; '.join(wrong[:5])}"
+            f"{' ...' if len(wrong) > 5 else ''}. Make the artifact again from its source."
+        )
     files = {
         name: (Path(path) / name).read_bytes() for name in facts["files"] if name.split("/")[0] not in PARTS
     }
@@ -118,7 +127,10 @@ def _check(described: Pipeline) -> None:
     """Raise, as Python does, if a fact that is read later is missing or impossible."""
     facts = described.facts
     described.sampler.table(described.steps)
-    _ = described.guidance, described.latent_shape()
+    if not math.isfinite(described.guidance.scale):
+        raise ValueError(f"a guidance scale of {described.guidance.scale}")
+    if max(described.latent_shape()) > _LARGEST:
+        raise ValueError(f"samples of {described.latent_shape()} numbers")
     _ = described.correction(described.plan())
     if not all(isinstance(layer, dict) for layer in dict(facts.get("layers", {})).values()):
         raise ValueError("the records of its layers are no records")
@@ -130,7 +142,7 @@ def _check(described: Pipeline) -> None:
         _ = float(facts["fps"])
     if "tokenizer" in facts:
         name, length = facts["tokenizer"]["file"], facts["tokenizer"]["max_length"]
-        if name not in facts["files"] or type(length) is not int or length < 1:
+        if name not in facts["files"] or type(length) is not int or not 1 <= length <= _MOST_TOKENS:
             raise ValueError(f"tokenizer {name!r} of {length!r} tokens is none of its files")
 
 
@@ -148,7 +160,14 @@ def _target(name: str, facts: dict[str, Any]) -> Net:
 
 
 def abstract_net(facts: dict[str, Any], name: str) -> Net:
-    """The shapes of the model that the facts describe, in float32."""
+    """The shapes of the model that the facts describe, in float32.
+
+    Raises ValueError for more layers than the artifact has files: they would be built one by one.
+    """
+    files = sum(file.startswith(f"{name}/") for file in facts["files"]) if "files" in facts else math.inf
+    for field in _REPEATED:
+        if (count := facts[name]["config"].get(field, 0)) > files:
+            raise ValueError(f"{name} has {field} {count!r}, and {files} files to hold it")
     module = plugins.find("viditq_jax.models", facts[name]["model"])
     return abstract(module.build, config_from_json(module.Config, facts[name]["config"]))
 

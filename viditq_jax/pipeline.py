@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from viditq_jax import checkpoint, programs, replicas
 from viditq_jax import facts as said
 from viditq_jax.aspect_ratios import nearest_bin
-from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
+from viditq_jax.conditions import Tokenizer, check_prompt, clean_caption, labels_to_array
 from viditq_jax.models.pixart import Size
 from viditq_jax.models.stdit3 import Clip
 from viditq_jax.net import Net
@@ -278,6 +278,8 @@ class Pipeline:
         if wrong:
             raise ValueError(f"this model takes prompts, not {type(wrong[0]).__name__} such as {wrong[0]!r}.")
         texts = [str(p) for p in prompts]
+        for text in texts:
+            check_prompt(text)
         if self.facts["conditions"].get("clean_caption"):
             texts = [clean_caption(text) for text in texts]
         entry = self.facts["tokenizer"]

@@ -45,6 +45,14 @@ def frames_of_strip(picture: UInt8[np.ndarray, "h f 3"], frames: int) -> Video:
     return np.stack(np.split(picture, frames, axis=1))
 
 
+def read_picture(content: bytes, where: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a picture that lay at `where`. Raises ValueError for what is none, or a huge one."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where} is no picture that can be read ({error}); generate it again.") from error
+
+
 def enlarged(video: Video, shortest: int = WATCHABLE) -> UInt8[np.ndarray, "t i j 3"]:
     """Every pixel as a square of pixels, so that the shorter side has at least so many."""
     factor = max(1, -(-shortest // min(video.shape[1:3])))

@@ -2,8 +2,11 @@
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
+
+_HINTS = 20  # faults that say what lies near; finding it takes long
 
 
 @runtime_checkable
@@ -34,23 +37,35 @@ def winners(
     A pattern that matches nothing is a fault, and so is a rule that never wins, unless the rule is optional.
     rule, what: how messages call a rule, and those that have the paths.
     """
-    paths, faults = list(paths), []
-    matching = {path: [i for i, each in enumerate(rules) if matches(each.match, path)] for path in paths}
-    winner = {path: numbers[0] for path, numbers in matching.items() if numbers}
+    paths = list(paths)
+    faults: list[str] = []
+    taken = {pattern: _taken(pattern, paths) for pattern in {item for each in rules for item in each.match}}
+    first: dict[str, int] = {}
+    for i, each in enumerate(rules):
+        for path in (path for pattern in each.match for path in taken[pattern]):
+            first.setdefault(path, i)
+    winner = {path: first[path] for path in paths if path in first}
+    winning = set(winner.values())
     for i, each in enumerate(rules):
         if each.optional:
             continue
-        idle = [pattern for pattern in each.match if not any(matches([pattern], path) for path in paths)]
+        idle = [pattern for pattern in each.match if not taken[pattern]]
         for pattern in idle:
-            near = ", ".join(_nearest(pattern, paths)) or "none"
+            near = ", ".join(_nearest(pattern, paths) if len(faults) < _HINTS else ()) or "none"
             faults.append(
                 f"{rule} {i + 1}: {pattern} matches none of the {len(paths)} {what}; nearest: {near}. Fix"
                 f" or delete the pattern, or mark the rule as optional"
             )
-        if not idle and i not in winner.values():
+        if not idle and i not in winning:
             where = f"{rule} {i + 1}: {' | '.join(each.match)}"
             faults.append(f"{where}: earlier rules take all of its {what}. Move it up, or delete it")
     return winner, faults
+
+
+def _taken(pattern: str, paths: list[str]) -> list[str]:
+    """The paths that a pattern matches."""
+    match = re.compile(fnmatch.translate(pattern)).match
+    return [path for path in paths if match(path)]
 
 
 def _nearest(pattern: str, paths: list[str]) -> list[str]:

@@ -14,20 +14,21 @@ pattern matches something, unless the rule is optional. "attention" is a list of
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from viditq_jax.files import write_json
+from viditq_jax.files import parse_json, write_json
 from viditq_jax.quant.attention import AttentionRule
 from viditq_jax.quant.matching import winners
 from viditq_jax.quant.methods import find_method
 from viditq_jax.quant.spec import Spec
 
 PACKAGED = "viditq_jax.assets"
+_MOST_BYTES = 1 << 24  # of a file; a rule for each layer of the largest model takes a tenth of it
+_MOST_RULES, _LONGEST = 10_000, 1_000  # of a recipe, and patterns; characters of a pattern
 
 
 class RecipeError(ValueError):
@@ -253,10 +254,15 @@ class Recipe:
         fields = _checked(data, kinds, "", faults)
         if not fields.get("rules"):
             faults.append("rules: give a list of at least one rule")
+        given = [*fields.get("rules", ()), *fields.get("attention", ())]
+        if len(given) > _MOST_RULES:
+            raise RecipeError(f"{file}: {len(given)} rules; give {_MOST_RULES} at most.")
         rules = [_rule(item, f"rule {i}: ", faults) for i, item in enumerate(fields.pop("rules", ()), 1)]
         attention = fields.pop("attention", ())
         chosen = [_attention(item, f"attention rule {i}: ", faults) for i, item in enumerate(attention, 1)]
         ranges = fields.pop("ranges", [])
+        if (count := sum(len(rule.match) for rule in (*rules, *chosen) if rule)) > _MOST_RULES:
+            faults.append(f"rules: {count} patterns; give {_MOST_RULES} at most")
         if not all(type(t) is int for t in ranges):
             faults.append(f"ranges: found {ranges!r}, expected a list of integers")
         if not faults:
@@ -286,6 +292,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if str(name_or_path) in packaged:
         text = packaged[str(name_or_path)].read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
+        if (size := Path(name_or_path).stat().st_size) > _MOST_BYTES:
+            raise RecipeError(f"{name_or_path} has {size} bytes; a recipe has {_MOST_BYTES} at most.")
         try:
             text = Path(name_or_path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -297,11 +305,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f" {', '.join(sorted(packaged))}."
         )
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecipeError(
-            f"{name_or_path}: line {error.lineno}: {error.msg}; a recipe is a JSON object."
-        ) from None
+        data = parse_json(text)
+    except ValueError as error:
+        raise RecipeError(f"{name_or_path}: {error}; a recipe is a JSON object.") from None
     return Recipe.from_json(data, file=str(name_or_path))
 
 
@@ -346,6 +352,8 @@ def _fields(
     for key in lists:
         if not all(isinstance(item, str) for item in fields.setdefault(key, [])):
             faults.append(f"{where}{key}: found {fields[key]!r}, expected texts")
+        elif any(len(item) > _LONGEST for item in fields[key]):
+            faults.append(f"{where}{key}: a text of more than {_LONGEST} characters")
         fields[key] = tuple(fields[key])
     for key in specs:
         try:

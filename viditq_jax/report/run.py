@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from viditq_jax.video import frames_of_strip
+from viditq_jax.files import whole_lines
+from viditq_jax.video import frames_of_strip, read_picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,14 @@ def read_run(folder: str | Path) -> Run:
         )
     try:
         return _read(folder)
-    except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+    ) as error:
         raise ValueError(
             f"{folder} is damaged ({type(error).__name__}: {error}); make the run again."
         ) from error
@@ -92,14 +99,16 @@ def _read(folder: Path) -> Run:
     pictures: dict[str, list[np.ndarray]] = {}
     conditions: list[str] = []
     for variant, record in records["variants"].items():
-        place = folder / record["pictures"]
+        place = _within(folder, record["pictures"])
         conditions = [str(entry["condition"]) for entry in _entries(place, variant)]
         pictures[variant] = _samples(place, variant)
     counts = {variant: len(each) for variant, each in pictures.items()}
     if not conditions or set(counts.values()) != {len(conditions)}:
         raise ValueError(f"{folder}: variants need the same pictures, found {counts or 'no variant'}.")
     beside = records.get("video", {}).get("variants", {})
-    video = {label: _samples(folder / record["pictures"], label)[0] for label, record in beside.items()}
+    video = {
+        label: _samples(_within(folder, record["pictures"]), label)[0] for label, record in beside.items()
+    }
     return Run(records, conditions, pictures, video)
 
 
@@ -108,8 +117,14 @@ def _entries(folder: Path, variant: str) -> list[dict[str, Any]]:
     manifest = folder / "manifest.jsonl"
     if not manifest.is_file():
         raise ValueError(f"variant {variant!r} has no {manifest}; generate its pictures again.")
-    lines = manifest.read_text(encoding="utf-8").splitlines()
-    return sorted(map(json.loads, lines), key=lambda entry: int(entry["index"]))
+    return sorted(map(json.loads, whole_lines(manifest)), key=lambda entry: int(entry["index"]))
+
+
+def _within(folder: Path, name: str) -> Path:
+    """A file of the folder. A run of a stranger must not show the pictures of whoever reads its report."""
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder} names {name!r}, which lies outside; refused. Make the run again.")
+    return folder / name
 
 
 def _samples(folder: Path, variant: str) -> list[np.ndarray]:
@@ -118,5 +133,6 @@ def _samples(folder: Path, variant: str) -> list[np.ndarray]:
 
 def _sample(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     """The picture of an entry, or its frames, which the file holds side by side."""
-    picture = np.asarray(Image.open(folder / entry["file"]).convert("RGB"))
+    file = _within(folder, entry["file"])
+    picture = read_picture(file.read_bytes(), file)
     return frames_of_strip(picture, entry["frames"]) if "frames" in entry else picture

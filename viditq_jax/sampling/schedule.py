@@ -16,6 +16,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("K", "ddimK", "linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction")
 FLOW_SPACINGS = ("uniform", "training")
+MOST_STEPS = 100_000  # a hundred times as many as any model was trained with; tables are as long
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -28,8 +29,8 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def check_steps(steps: int) -> None:
     """Raise ValueError if there is nothing to do."""
-    if steps < 1:
-        raise ValueError(f"asked for {steps} sampling steps; at least 1 is needed.")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"asked for {steps} sampling steps; at least 1 is needed, and {MOST_STEPS} at most.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,11 @@ class VPSchedule:
             raise ValueError(
                 f"betas {self.beta_start} to {self.beta_end}: need 0 < beta_start <= beta_end < 1."
             )
-        if self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed.")
+        if not 1 <= self.num_train_timesteps <= MOST_STEPS:
+            raise ValueError(
+                f"num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed, and {MOST_STEPS}"
+                f" at most."
+            )
 
     def betas(self) -> Float[np.ndarray, " n"]:
         """The variance that each of the n training steps adds."""

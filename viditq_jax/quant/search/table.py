@@ -7,6 +7,7 @@ unfinished does not count.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Table:
                 bounds=tuple(head["bounds"]),
                 facts=head["facts"],
             )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(
                 f"{file} is no table of a search ({type(error).__name__}: {error}); delete it and run again."
             ) from error
@@ -162,7 +163,13 @@ def append(file: Path, row: Row) -> None:
 def _row(line: str, where: str) -> Row:
     try:
         data = json.loads(line)
-        values = {str(name): float(value) for name, value in data["values"].items()}
-        return Row(tuple(data["layers"]), int(data["bits"]), values, data["range"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        values = {name: float(value) for name, value in data["values"].items()}
+        layers, bits, r = tuple(data["layers"]), data["bits"], data["range"]
+        plain = (
+            all(type(path) is str for path in layers) and type(bits) is int and type(r) in (int, type(None))
+        )
+        if not plain or not all(map(math.isfinite, values.values())):
+            raise ValueError("no such row was measured")
+        return Row(layers, bits, values, r)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{where} is damaged: {line[:80]!r}; delete the file and search again.") from error
