@@ -157,6 +157,27 @@ def test_some_packages_need_jax_and_numpy_only(package: str) -> None:
         assert foreign <= allowed, file
 
 
+def writes(file: Path) -> set[int]:
+    """Lines that write a file by themselves."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    found = set()
+    for call in calls:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        modes = [part.value for part in ast.walk(call) if isinstance(part, ast.Constant)]
+        if name in ("write_text", "write_bytes") or (name == "open" and {"w", "wb", "a", "ab"} & set(modes)):
+            found.add(call.lineno)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_only_one_module_writes_files(file: Path) -> None:
+    """What it does against full disks and kills is then done everywhere."""
+    if module_name(file) == "viditq_jax.checkpoint":  # into a folder that this module has it fill
+        assert len(writes(file)) == 2
+    else:
+        assert bool(writes(file)) == (module_name(file) == "viditq_jax.files")
+
+
 def test_the_table_refuses_a_forbidden_arrow() -> None:
     assert row("viditq_jax.quant.apply") == "viditq_jax.quant"
     assert not any(within("viditq_jax.models.dit", to) for to in ALLOWED["viditq_jax.quant"])
