@@ -14,7 +14,7 @@ from converters.sources import open_source
 from tests.hostile import records, texts, torch_files
 from tests.hostile.torch_files import REBUILD, archive, legacy, name, program, storage, text
 from viditq_jax.calibrate import load_stats
-from viditq_jax.conditions import read_prompt_file
+from viditq_jax.conditions import prompts_in
 from viditq_jax.generate import Manifest
 from viditq_jax.quant.recipe import load_recipe
 from viditq_jax.quant.search.table import Table
@@ -52,7 +52,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {  # the name of the fil
     "torch legacy": ("x.pth", _torch),
     "pickle": ("data.pkl", _pickle),
     "recipe": ("r.json", _recipe),
-    "prompts": ("p.txt", read_prompt_file),
+    "prompts": ("p.txt", prompts_in),
     "manifest": ("manifest.jsonl", _manifest),
     "table": ("t.jsonl", Table.read),
     "statistics": ("s.safetensors", load_stats),

@@ -10,7 +10,7 @@ import pytest
 
 from converters.sources import open_source
 from viditq_jax.calibrate import load_stats
-from viditq_jax.conditions import read_prompt_file
+from viditq_jax.conditions import prompts_in
 from viditq_jax.generate import Manifest
 from viditq_jax.load import load_pipeline
 from viditq_jax.quant.recipe import load_recipe
@@ -19,7 +19,7 @@ from viditq_jax.quant.search.table import Table
 NOBODY = 65534
 DOORS: dict[str, Callable[[Path], Any]] = {
     "r.json": load_recipe,
-    "p.txt": read_prompt_file,
+    "p.txt": prompts_in,
     "s": load_stats,
     "t.jsonl": Table.read,
     "generation.json": lambda file: Manifest.read(file.parent),

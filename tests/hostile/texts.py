@@ -90,10 +90,10 @@ CASES += table(
         "half of a pair": (written("p.txt", "a \ud800 cat"), "p.txt is not a text file"),
         "nothing": (written("p.txt", b""), "p.txt holds no prompt"),
         "a mark and blank lines": (written("p.txt", b"\xef\xbb\xbf\n \n"), "p.txt holds no prompt"),
-        "NUL": (written("p.txt", b"a cat\na \0 dog\n"), "p.txt line 2 holds a NUL"),
+        "NUL": (written("p.txt", b"a cat\na \0 dog\n"), "p.txt prompt 2 holds a NUL"),
         "a line of 1,000,000 characters": (
             written("p.txt", "a cat\n" + "a" * 1_000_000),
-            "line 2 has 1000000",
+            "prompt 2 has 1000000",
         ),
         "a folder": (lambda f: (f / "p.txt").mkdir(), "Is a directory"),
     },
