@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,7 @@ def writing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 _force(each)
             _replace(partial, path, overwrite)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
     _force(path.parent)
 
 
@@ -198,6 +199,15 @@ def _force(path: Path) -> None:
             raise
     finally:
         os.close(file)
+
+
+def _remove(folder: Path) -> None:
+    """With what threads still write into it that have not heard of the error, as those of TensorStore."""
+    for _ in range(50):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _replace(partial: Path, path: Path, overwrite: bool) -> None:
