@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from viditq_jax import generate, load_pipeline, load_recipe
-from viditq_jax.checkpoint import versions, write_json
+from viditq_jax.checkpoint import versions
 from viditq_jax.cli._common import bar
 from viditq_jax.conditions import packaged_prompts
+from viditq_jax.files import write_json
 from viditq_jax.generate import Manifest
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import quantize_pipeline

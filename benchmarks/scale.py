@@ -23,8 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from viditq_jax.checkpoint import versions, write_json
+from viditq_jax.checkpoint import versions
 from viditq_jax.conditions import packaged_prompts
+from viditq_jax.files import write_json
 from viditq_jax.load import load_pipeline
 from viditq_jax.post_training import quantize_pipeline
 from viditq_jax.quant.recipe import load_recipe
