@@ -41,6 +41,8 @@ class Options:
     """What shares its bits: nothing, all layers of a kind in a block, or whole blocks."""
     ranges: tuple[int, ...] = ()
     """Times at which sensitivities are told apart, such as 250 500 750; the plan is the same at all times."""
+    vary: bool = False
+    """Let bits change from one of the --ranges to the next; every width of a layer stays in memory."""
     one_metric: bool = False
     """One metric for all layers, the error of the latents, instead of one for each group of layers."""
     stress: bool = False
@@ -87,6 +89,7 @@ def run(options: Options) -> Any:
         floors=floors,
         group_metrics={} if options.one_metric else None,
         cheap=options.cheap,
+        vary=options.vary,
         shard=options.shard,
         seed=options.seed,
         batch=options.batch,

@@ -10,7 +10,12 @@ from matplotlib.figure import Figure
 
 from viditq_jax.report.charts import BLOCK, STYLE
 
-_PLANS = {"milp": ("#3b6fb6", "o"), "greedy": ("#d1703c", "s"), "uniform": ("0.45", "D")}
+_PLANS = {
+    "milp": ("#3b6fb6", "o"),
+    "greedy": ("#d1703c", "s"),
+    "varying": ("#4b9b6b", "^"),
+    "uniform": ("0.45", "D"),
+}
 _FLOOR = 1e-3  # of the largest: what is below has the same colour
 
 
@@ -40,7 +45,8 @@ def sensitivity_chart(record: Mapping[str, Any]) -> Figure:
             axis.set_xlabel("block")
             axis.set_title(_range_name(record["bounds"], r), fontsize=9)
             for path, bits in record["plan_bits"].items():
-                if bits > min(record["bits"]):
+                here = bits if isinstance(bits, int) else bits[ranges.index(r)]
+                if here > min(record["bits"]):
                     block, kind = places[path]
                     axis.plot(blocks.index(block), kinds.index(kind), "o", color="white", markersize=5,
                               markeredgecolor="black", markeredgewidth=0.6)  # fmt: skip
@@ -71,6 +77,8 @@ def pareto_chart(record: Mapping[str, Any]) -> Figure:
                     if row["plan"] == plan and row[name] is not None
                 )
                 line = "none" if plan == "uniform" else "-"  # nothing lies between its widths
+                if not found:
+                    continue
                 axis.plot(*np.array(found).T, linestyle=line, marker=marker, color=colour, label=plan)
             axis.set_xlabel("average bits of the weights")
             axis.set_ylabel(label)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from viditq_jax import plugins
 from viditq_jax.calibrate import calibrate
@@ -59,6 +60,7 @@ def search(
     metrics: Mapping[str, Metric] | None = None,
     group_metrics: Mapping[str, str] | None = None,
     cheap: bool = False,
+    vary: bool = False,
     shard: tuple[int, int] = (0, 1),
     seed: int = 0,
     batch: int = 8,
@@ -71,7 +73,9 @@ def search(
     bits: that a layer may have. by: of `units`.
     conditions: that the search samples; `search_conditions` where not given. judges: that plans are judged
         on; the default conditions where not given.
-    bounds: times at which sensitivities are told apart; the plan is the same at all times.
+    bounds: times at which sensitivities are told apart; the plan is the same at all times, unless `vary`:
+        then bits may change from range to range, every width that a layer has stays in memory, and the plan
+        that is the same at all times is written beside it, as plan-same.json.
     budgets: more of them, for the curve of quality over size: each by program and by greedy rule.
     metrics: (samples, reference) -> a number that is 0 where they are equal; with "latent", which splits
         the budget between groups. group_metrics: the metric of each group of the model's layers.
@@ -86,6 +90,10 @@ def search(
     bits = tuple(sorted(set(bits)))
     if len(bits) < 2:
         raise ValueError(f"bits are {list(bits)}; give at least two to choose from.")
+    if vary and not bounds:
+        raise ValueError("bits can only change over denoising ranges; give the times at which they meet.")
+    if cheap and bounds:
+        raise ValueError("statistics alone tell no denoising ranges apart; leave the ranges out, or sample.")
     out, net = Path(out), pipeline.denoiser
     known = VIDEO_METRICS if pipeline.frames is not None else METRICS
     chosen = dict(known if metrics is None else metrics)
@@ -132,10 +140,16 @@ def search(
         for each in dict.fromkeys([budget, *budgets])
         for method in ("milp", "greedy")
     }
-    best = recipes[budget, "milp"]
+    if vary:
+        recipes |= {
+            (each, "varying"): allocate(table, budget=each, vary=True, **options)
+            for each in dict.fromkeys([budget, *budgets])
+        }
+    chosen_plan = (budget, "varying" if vary else "milp")
+    best = recipes[chosen_plan]
     plans = {key: bits_of(table, found) for key, found in recipes.items()}
     plans |= {(float(b), "uniform"): dict.fromkeys(table.layers, b) for b in bits}
-    judge = Judge(pipeline, variants, judges, seed, batch, progress)
+    judge = Judge(pipeline, variants, judges, seed, batch, progress, bounds)
     rows = []
     with progress("judging plans", len(plans)) as advance:
         for (each, method), found in plans.items():
@@ -152,7 +166,7 @@ def search(
         "error": error,
         "group_metrics": groups,
         "plan": best.to_json(),
-        "plan_bits": plans[budget, "milp"],
+        "plan_bits": plans[chosen_plan],
         "plans": rows,
         "sensitivities": [dataclasses.asdict(row) for row in table.rows],
         "groups": {path: layer.group for path, layer in table.layers.items()},
@@ -165,6 +179,8 @@ def search(
         "versions": versions(),
     }
     best.save(out / "plan.json")
+    if vary:
+        recipes[budget, "milp"].save(out / "plan-same.json")
     write_json(out / "search.json", record)
     return record
 
@@ -239,4 +255,7 @@ def _empty(
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
+    if bounds:
+        index = pipeline.plan(bounds=bounds).range_index()
+        facts["shares"] = [float(np.mean(index == r)) for r in range(len(bounds) + 1)]
     return Table(recipe, bits, layers, bounds=bounds, facts=facts)

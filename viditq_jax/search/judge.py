@@ -15,7 +15,7 @@ from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import default_conditions
 from viditq_jax.quant.search.allocate import average_bits, plan_bytes, predicted
 from viditq_jax.quant.search.table import Table
-from viditq_jax.quant.search.variants import Variants
+from viditq_jax.quant.search.variants import Bits, Variants
 from viditq_jax.search.samples import Samples, apart, latent
 
 
@@ -54,15 +54,16 @@ class Judge:
         seed: int,
         batch: int,
         progress: Progress,
+        bounds: tuple[int, ...] = (),
     ):
         self.conditions = list(default_conditions(pipeline) if conditions is None else conditions)
         self.variants = variants
-        self.sample = runner(pipeline, self.conditions, seed, batch)
-        self.made: dict[tuple[int, ...], Samples] = {}  # several budgets may have one plan
+        self.sample = runner(pipeline, self.conditions, seed, batch, bounds)
+        self.made: dict[tuple[Bits, ...], Samples] = {}  # several budgets may have one plan
         with progress("float samples to judge by", len(self.conditions)) as advance:
             self.float = self.sample(pipeline.denoiser, advance)
 
-    def run(self, bits: Mapping[str, int]) -> Samples:
+    def run(self, bits: Mapping[str, Bits]) -> Samples:
         """What a plan makes."""
         key = tuple(bits[path] for path in self.variants.layers)
         if key not in self.made:
@@ -75,7 +76,7 @@ class Judge:
         most = dict.fromkeys(self.variants.layers, max(self.variants.nets))
         return latent(self.run(most), self.float)
 
-    def figures(self, table: Table, bits: dict[str, int], error: str) -> dict[str, Any]:
+    def figures(self, table: Table, bits: Mapping[str, Bits], error: str) -> dict[str, Any]:
         """The row of a plan: size, distance to the float samples, and what the table said it would be."""
         samples = self.run(bits)
         decibels = np.mean([psnr(a, b) for a, b in zip(samples.pictures, self.float.pictures, strict=True)])

@@ -14,6 +14,7 @@ from viditq_jax.cli import main
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import calibration_conditions, default_conditions
 from viditq_jax.quant.recipe import Recipe, Rule, load_recipe
+from viditq_jax.quant.size import weight_bytes
 from viditq_jax.quant.spec import Spec
 from viditq_jax.search import result_rows, search, search_conditions
 from viditq_jax.search.samples import Samples, apart, detail, latent, motion, structure
@@ -195,3 +196,33 @@ def test_prompts_of_a_search_are_none_that_plans_are_judged_on():
     labels = dataclasses.replace(pipeline, facts=facts)
     assert len(set(search_conditions(labels))) == 8
     assert not set(search_conditions(labels)) & set(default_conditions(labels))
+
+
+def test_a_plan_over_time_runs_as_it_was_judged_and_stands_beside_one_that_stays(tmp_path):
+    """The three steps of this pipeline have times above and below 700."""
+    pipeline = tiny.pipeline(depth=1)
+    record = search(
+        pipeline,
+        RECIPE,
+        tmp_path,
+        budget=5,
+        conditions=PROMPTS,
+        judges=JUDGES,
+        batch=2,
+        bounds=(700,),
+        vary=True,
+    )
+    rows = {(row["budget"], row["plan"]): row for row in record["plans"]}
+    varying, same = rows[5, "varying"], rows[5, "milp"]
+    assert varying["average_bits"] <= 5
+    assert varying["predicted"] <= same["predicted"]
+    plan = load_recipe(tmp_path / "plan.json")
+    assert plan.ranges == (700,)
+    assert load_recipe(tmp_path / "plan-same.json").ranges == ()
+    small = tiny.quantized(pipeline, plan)
+    distance = apart(np.asarray(small.latents(JUDGES)), np.asarray(pipeline.latents(JUDGES)))
+    np.testing.assert_allclose(varying["latent_rel_l2"], distance.mean(), rtol=1e-3)
+    stored = sum(row.stored for row in weight_bytes(small.denoiser).values())
+    assert varying["weight_bytes"] == stored > same["weight_bytes"]
+    with pytest.raises(ValueError, match="give the times at which they meet"):
+        search(pipeline, RECIPE, tmp_path / "other", budget=5, vary=True)

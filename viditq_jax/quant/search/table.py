@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +65,38 @@ class Table:
         """Of the rows of one unit."""
         return tuple(range(len(self.bounds) + 1)) if self.bounds else (None,)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the denoising steps, in each range; equal where the table does not say."""
+        count = len(self.ranges)
+        return tuple(self.facts.get("shares", (1 / count,) * count))
+
     def units(self) -> list[tuple[str, ...]]:
         """The layers of each unit, in the order of the rows."""
         return list(dict.fromkeys(row.layers for row in self.rows))
 
-    def value(self, layers: tuple[str, ...], bits: int, metric: str) -> float:
-        """What a unit costs with these bits, summed over the ranges; with the most bits nothing.
+    def value(self, layers: tuple[str, ...], bits: int | tuple[int, ...], metric: str) -> float:
+        """What a unit costs with these bits, or with bits for each range; with the most bits nothing.
 
         Raises ValueError for what was not measured.
         """
+        each = (bits,) * len(self.ranges) if isinstance(bits, int) else bits
+        return sum(self._value(layers, b, metric, r) for b, r in zip(each, self.ranges, strict=True))
+
+    def _value(self, layers: tuple[str, ...], bits: int, metric: str, r: int | None) -> float:
         if bits == self.bits[-1]:
             return 0.0
-        found = [row for row in self.rows if row.layers == layers and row.bits == bits]
-        if {row.range for row in found} != set(self.ranges) or any(metric not in r.values for r in found):
+        row = self._by_key.get((layers, bits, r))
+        if row is None or metric not in row.values:
             raise ValueError(
                 f"{', '.join(layers)} with {bits} bits lacks {metric!r}; the table is not finished: run the"
                 " search again with the same settings, and it goes on."
             )
-        return sum(row.values[metric] for row in found)
+        return row.values[metric]
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[tuple[str, ...], int, int | None], Row]:
+        return {row.key: row for row in self.rows}
 
     def settings(self) -> dict[str, Any]:
         """All but the rows, as JSON: what a run that goes on must share."""

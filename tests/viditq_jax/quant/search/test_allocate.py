@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from viditq_jax.quant.recipe import Recipe, Rule
 from viditq_jax.quant.search.allocate import (
+    MOST_COLUMNS,
     Problem,
     allocate,
     average_bits,
@@ -194,3 +195,63 @@ def test_ranges_add_up_and_a_range_that_is_missing_is_no_table():
     assert one.value(("blocks/0/a",), 4, "latent") == 3.0
     with pytest.raises(ValueError, match="not finished"):
         dataclasses.replace(one, rows=one.rows[:1]).value(("blocks/0/a",), 4, "latent")
+
+
+def ranged(values: dict[str, tuple[float, ...]], **facts) -> Table:
+    """Layers with an error at 4 bits in each denoising range."""
+    bounds = tuple(range(100, 100 * len(next(iter(values.values()))), 100))
+    known = {f"blocks/0/{name}": layer() for name in values}
+    rows = [
+        Row((f"blocks/0/{name}",), 4, {"latent": value}, r)
+        for name, each in values.items()
+        for r, value in enumerate(each)
+    ]
+    return Table(RECIPE, (4, 8), known, tuple(rows), bounds, facts)
+
+
+def test_a_plan_over_time_gives_each_range_what_it_is_sensitive_to():
+    two = ranged({"a": (9.0, 1.0), "b": (1.0, 5.0)})
+    found = allocate(two, budget=6, vary=True)
+    assert bits_of(two, found) == {"blocks/0/a": (8, 4), "blocks/0/b": (4, 8)}
+    assert average_bits(two, bits_of(two, found)) == 6
+    assert predicted(two, bits_of(two, found)) == 2.0
+    assert predicted(two, bits_of(two, allocate(two, budget=6))) == 6.0  # the best that stays the same
+    a = next(rule for rule in found.rules if rule.weight)
+    assert (str(a.weight), a.weight_in) == ("int8/channel/asym", ((1, Spec.parse("int4/channel/asym")),))
+    assert found.ranges == (100,)
+    assert Recipe.from_json(found.to_json()) == found
+    assert a.why.startswith("8, 4 bits by range: ")
+
+
+def test_steps_count_as_often_as_they_are_in_a_range():
+    """Three of four steps are in range 0, so its 8 bits are dear."""
+    two = ranged({"a": (2.0, 1.5), "b": (2.0, 1.5)}, shares=[0.75, 0.25])
+    assert set(bits_of(two, allocate(two, budget=5, vary=True)).values()) == {(4, 8)}
+    seconds = {(path, bits): bits / 4 for path in two.layers for bits in (4, 8)}
+    found = allocate(two, budget=2 * 1.25, measure="seconds", seconds=seconds, vary=True)
+    assert set(bits_of(two, found).values()) == {(4, 8)}
+
+
+def test_every_width_that_a_layer_has_at_any_time_takes_memory():
+    """58 bytes at 4 bits and 108 at 8: both together cost more than 8 bits at all times."""
+    two = ranged({"a": (9.0, 1.0), "b": (1.0, 5.0)})
+    assert plan_bytes(two, {"blocks/0/a": (8, 4), "blocks/0/b": (4, 4)}) == 58 + 108 + 58
+    for budget in (116, 166, 216):
+        found = bits_of(two, allocate(two, budget=budget, measure="bytes", vary=True))
+        assert plan_bytes(two, found) <= budget
+        assert all(isinstance(bits, int) or len(set(bits)) == 1 for bits in found.values())
+
+
+def test_a_plan_that_has_no_use_for_ranges_has_none():
+    two = ranged({"a": (9.0, 9.0), "b": (1.0, 1.0)})
+    found = allocate(two, budget=6, vary=True)
+    assert found.ranges == ()
+    assert bits_of(two, found) == {"blocks/0/a": 8, "blocks/0/b": 4}
+
+
+def test_ranges_that_are_not_there_or_too_many_are_refused():
+    with pytest.raises(ValueError, match="ranges that the table does not tell apart"):
+        allocate(table({"a": 1.0}), budget=6, vary=True)
+    many = ranged({"a": (1.0,) * 9})
+    with pytest.raises(ValueError, match=f"512 choices a layer; .* at most {MOST_COLUMNS}"):
+        allocate(many, budget=6, vary=True)
