@@ -12,9 +12,9 @@ A picture is listed only after its file is whole. Resuming skips what is listed 
 there. What is there to be watched is no part of a run: it is made again from the frames where it is missing.
 
 Batches lie on fixed multiples of their size, and a batch is computed by one replica alone. So pictures are
-the same, byte for byte, for any number of devices and processes and wherever a run was cut; with another size
-of batch they may differ in the last bits of their latents. While devices compute a round of batches, the
-pictures of the round before are written: at most three rounds are in memory.
+the same, byte for byte, for any number of processes and wherever a run was cut. With another size of batch,
+or on another mesh, whose program XLA compiles apart, they may differ. While devices compute a round of
+batches, the pictures of the round before are written: at most three rounds are in memory.
 """
 
 import collections

@@ -4,7 +4,7 @@
     model   devices of one replica, which share the channels of its quantized weights (`quant.sharing`)
 
 Every device runs the program of one device on arrays of the same shapes: nothing is left to XLA to divide.
-So samples are those of one device, bit for bit, for any number of devices.
+So samples are those of one device, up to what XLA fuses otherwise where it compiles for more of them.
 """
 
 from collections.abc import Sequence
