@@ -35,10 +35,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.aspect_ratios": (),
     "viditq_jax.facts": ("viditq_jax.sampling", "viditq_jax.plugins"),
     "viditq_jax.programs": ("viditq_jax.net", "viditq_jax.sampling", "viditq_jax.quant.ranges"),
+    "viditq_jax.encoder": (
+        "viditq_jax.models", "viditq_jax.conditions", "viditq_jax.aspect_ratios", "viditq_jax.facts",
+        "viditq_jax.programs", "viditq_jax.net",
+    ),
     "viditq_jax.pipeline": (
-        "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
-        "viditq_jax.conditions", "viditq_jax.aspect_ratios", "viditq_jax.facts",
-        "viditq_jax.programs", "viditq_jax.replicas", "viditq_jax.net", "viditq_jax.plugins",
+        "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.encoder",
+        "viditq_jax.facts", "viditq_jax.programs", "viditq_jax.replicas", "viditq_jax.net",
     ),
     "viditq_jax.replicas": ("viditq_jax.programs", "viditq_jax.net", "viditq_jax.quant"),
     "viditq_jax.load": (

@@ -11,13 +11,13 @@
 A picture is listed only after its file is whole. Resuming skips what is listed and checks that it is still
 there. What is there to be watched is no part of a run: it is made again from the frames where it is missing.
 
-Batches lie on fixed multiples of their size, and a batch is computed by one replica alone. So pictures are
-the same, byte for byte, for any number of processes and wherever a run was cut. With another size of batch,
-or on another mesh, whose program XLA compiles apart, they may differ. While devices compute a round of
-batches, the pictures of the round before are written: at most three rounds are in memory.
+Batches lie on fixed multiples of their size, and a batch is computed by one replica alone, whose program
+knows of no other. So pictures are the same, byte for byte, for any number of replicas and processes and
+wherever a run was cut. With another size of batch, or another number of devices that share a replica, XLA
+compiles another program, and they may differ. While devices compute a round of batches, the pictures of the
+round before are written: at most three rounds are in memory.
 """
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ from viditq_jax.video import contact_sheet, frames_of_strip, read_picture, strip
 
 CONTACT = "contact.png"
 LIST = "manifest.jsonl"
-Round = tuple[Sequence[range], Any, Any]  # of each replica: its samples, latents, pixels
+Round = tuple[Sequence[range], list[Any], list[Any]]  # of each replica: its samples, latents, pixels
 _GUIDANCE_RULE = ("channels", "null", "mask", "order")  # what a scale alone does not say
 
 
@@ -71,9 +71,7 @@ class Manifest:
             raise ValueError(f"{folder / 'generation.json'} holds no seed; generate the folder again.")
         fps = settings.get("fps")
         is_rate = isinstance(fps, (int, float)) and 0 < fps < math.inf
-        if not (is_rate if fps is not None else True) or any(
-            ("video" in each) != is_rate for each in entries
-        ):
+        if (fps is not None and not is_rate) or any(("video" in each) != is_rate for each in entries):
             raise ValueError(
                 f"{folder}: manifest and generation.json ({fps!r} frames a second) are not of one run; "
                 "generate it again."
@@ -188,7 +186,7 @@ def generate(
             negative=negative,
         )
 
-    def write(batches: Sequence[range], pictures: UInt8[np.ndarray, "r b *t h w 3"]) -> None:
+    def write(batches: Sequence[range], pictures: Sequence[UInt8[np.ndarray, "b *t h w 3"]]) -> None:
         _record(out, settings)
         for samples, made in zip(batches, pictures, strict=False):  # replicas without a batch repeat the last
             for i, picture in zip(samples, made, strict=False):  # and so does a batch that is not full
@@ -218,7 +216,7 @@ def _in_rounds(
     plan: Plan,
     batches: Sequence[range],
     call: Callable[[range], Call],
-    write: Callable[[Sequence[range], np.ndarray], None],
+    write: Callable[[Sequence[range], Sequence[np.ndarray]], None],
 ) -> None:
     """A batch for each replica in each round; devices compute the next round while one is written."""
 
@@ -234,10 +232,10 @@ def _in_rounds(
         for this, _ in itertools.pairwise(itertools.chain(compute(), [None])):  # the next round has begun
             assert this is not None
             mine, latents, pixels = this
-            check_finite(np.asarray(latents).reshape(-1, *latents.shape[2:]))
+            check_finite(np.concatenate(jax.device_get(latents)))
             if written is not None:
                 written.result()
-            written = writer.submit(write, mine, np.asarray(pixels))
+            written = writer.submit(write, mine, jax.device_get(pixels))
         if written is not None:
             written.result()
 
@@ -304,14 +302,14 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     for file in (*_parts(folder), folder / LIST):  # parts vanish once they are joined, so they are read first
         with contextlib.suppress(FileNotFoundError):
             entries = [_entry(line, f"{file} line {i}") for i, line in enumerate(whole_lines(file), 1)]
-            counts = collections.Counter(entry["index"] for entry in entries)
-            twice = [entry["index"] for entry in entries if counts[entry["index"]] > 1]
-            twice += [i for i in counts if i in found and found[i] not in entries]
-            if twice:
-                raise ValueError(
-                    f"{file} lists sample {twice[0]} twice; delete the folder and generate it again."
-                )
-            found |= {entry["index"]: entry for entry in entries}
+            own: set[int] = set()
+            for entry in entries:
+                index = entry["index"]
+                if index in own or found.setdefault(index, entry) != entry:
+                    raise ValueError(
+                        f"{file} lists sample {index} twice; delete the folder and generate it again."
+                    )
+                own.add(index)
     return [found[index] for index in sorted(found)]
 
 

@@ -8,7 +8,7 @@ size, number of frames, sampler or number of steps does. Sample `i` draws all it
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
-from viditq_jax import checkpoint, programs, replicas
+from viditq_jax import checkpoint
 from viditq_jax import facts as said
-from viditq_jax.aspect_ratios import nearest_bin
-from viditq_jax.conditions import Tokenizer, check_prompt, clean_caption, labels_to_array
-from viditq_jax.models.pixart import Size
-from viditq_jax.models.stdit3 import Clip
+from viditq_jax.encoder import ConditionEncoder
 from viditq_jax.net import Net
 from viditq_jax.programs import Call, Guidance, Plan
 from viditq_jax.quant.apply import quantize
 from viditq_jax.quant.audit import audit
 from viditq_jax.quant.recipe import Recipe
 from viditq_jax.quant.stats import Stats
+from viditq_jax.replicas import Replica, check, placed, replicas_on
 from viditq_jax.sampling.sample import draw_noise, sample_keys
 
 PARTS = ("denoiser", "decoder", "text_encoder")
@@ -126,7 +124,7 @@ class Pipeline:
         ]
         plan = self.plan(steps=steps, scale=guidance, size=size, frames=frames)
         found = self.denoise(calls, plan)
-        return found.reshape(len(conditions), *found.shape[2:])
+        return found[0] if len(found) == 1 else jnp.concatenate(jax.device_get(found))
 
     def call(
         self,
@@ -151,22 +149,17 @@ class Pipeline:
             noise, encoded["x_mask"] = self._with_given(noise, given, doubled=scale != 1)
         return Call(encoded, jnp.float32(scale), noise, keys)
 
-    def denoise(self, calls: Sequence[Call], plan: Plan) -> Float[Array, "r b *t h w c"]:
-        """Latents of a call for each replica, of which all have one size. Does not wait for them."""
+    def denoise(self, calls: Sequence[Call], plan: Plan) -> list[Float[Array, "b *t h w c"]]:
+        """Latents of a call for each replica. Does not wait for them."""
         correction = self.correction(plan)
-        if self.mesh is None:
-            (call,) = calls
-            return programs.denoise(self.denoiser, call, correction, plan=plan)[None]
-        together = replicas.stacked(calls, self.mesh)
-        return replicas.denoise(self.denoiser, together, correction, plan=plan, mesh=self.mesh)
+        pairs = zip(self.each, calls, strict=True)
+        return [replica.denoise(call, correction, plan) for replica, call in pairs]
 
-    def pixels(self, latents: Float[Array, "r b *t h w c"]) -> UInt8[Array, "r b *t i j 3"]:
+    def pixels(self, latents: Sequence[Float[Array, "b *t h w c"]]) -> list[UInt8[Array, "b *t i j 3"]]:
         """What `denoise` gave, decoded where it lies. Does not wait for it, and does not look at it."""
         if self.decoder is None:
             raise ValueError("this pipeline has no decoder; convert it again with --vae, or use `latents`.")
-        if self.mesh is None:
-            return programs.decode(self.decoder, latents[0])[None]
-        return replicas.decode(self.decoder, latents, mesh=self.mesh)
+        return [replica.pixels(each) for replica, each in zip(self.each, latents, strict=True)]
 
     def _with_given(
         self, noise: Array, given: Mapping[int, Array], *, doubled: bool
@@ -191,8 +184,8 @@ class Pipeline:
         black.
         """
         check_finite(np.asarray(latents))
-        found = np.asarray(self.pixels(latents.reshape(self.replicas, -1, *latents.shape[1:])))
-        return found.reshape(-1, *found.shape[2:])
+        parts = [jnp.asarray(part) for part in np.split(np.asarray(latents), self.replicas)]
+        return np.concatenate(jax.device_get(self.pixels(parts)))
 
     def encode(
         self,
@@ -204,116 +197,12 @@ class Pipeline:
         guide: bool,
     ) -> dict[str, Any]:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
-        if negative and (reason := self._no_negative(guide)):
-            raise ValueError(
-                f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."
-            )
-        kind = self.facts["conditions"]["kind"]
-        if kind == "none":
-            return self._no_conditions(conditions, guide)
-        if kind == "label":
-            classes = int(self.facts["conditions"]["classes"])
-            wrong = [c for c in conditions if not isinstance(c, int)]
-            if wrong:
-                raise ValueError(f"this model takes class indices, not prompts such as {wrong[0]!r}.")
-            labels = labels_to_array([int(c) for c in conditions], classes)
-            return {"y": self._halves(labels, np.full_like(labels, classes)) if guide else labels}
-        y, mask = self.encode_text([self._with_suffix(each) for each in conditions])
-        if guide:
-            null_y, null_mask = self._null(negative, len(conditions), mask)
-            y, mask = self._halves(y, null_y.astype(y.dtype)), self._halves(mask, null_mask)
-        return {"y": y, "mask": mask, **self.sizes(y.shape[0], size, frames)}
+        return self.encoder.encode(conditions, negative=negative, size=size, frames=frames, guide=guide)
 
-    def sizes(
-        self, batch: int, size: tuple[int, int] | None = None, frames: int | None = None
-    ) -> dict[str, Any]:
-        """What the model is told of sizes beside the prompt, if anything, [batch] each."""
-        if self.facts["denoiser"]["config"].get("micro_conditions"):
-            return {"size": self._micro_conditions(batch, size or self.image_size)}
-        if self.facts["conditions"].get("clip"):
-            values = said.clip_values(self.facts, size, frames)
-            return {"clip": Clip(*(jnp.full(batch, value, jnp.float32) for value in values))}
-        return {}
-
-    def _no_conditions(self, conditions: Sequence[str | int], guide: bool) -> dict[str, Any]:
-        if any(not isinstance(c, int) for c in conditions):
-            raise ValueError("this model takes no conditions; give a number for each sample, as range(4).")
-        if guide:
-            raise ValueError("this model takes no conditions, so nothing guides it; leave guidance out.")
-        return {}
-
-    def _with_suffix(self, condition: str | int) -> str | int:
-        """The prompt with what every prompt ended with in training, unless it says this itself."""
-        suffix = self.facts["conditions"].get("suffix")
-        if not suffix or not isinstance(condition, str) or suffix.split(":")[0].strip() in condition:
-            return condition
-        return f"{condition} {suffix}"
-
-    def _no_negative(self, guide: bool) -> str:
-        """Why a negative prompt is not used, or nothing where it is."""
-        if self.facts["conditions"]["kind"] != "prompt":
-            return "this model takes no prompts"
-        if not guide:
-            return "a guidance scale of 1 compares with nothing"
-        return "this model has learned what stands for no prompt" if self.guidance.null == "table" else ""
-
-    def _micro_conditions(self, batch: int, size: tuple[int, int]) -> Size:
-        """The size, and the aspect ratio as the code that the checkpoint is from gives it.
-
-        The original gives the label of the nearest bin, two decimals; diffusers gives height / width.
-        """
-        height, width = size
-        aspect = height / width
-        if self.facts["source"]["denoiser"]["format"] != "diffusers":
-            aspect = nearest_bin(height, width).aspect  # all sides of bins share their labels
-        return Size(*(jnp.full(batch, value, jnp.float32) for value in (height, width, aspect)))
-
-    def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, jax.Array]:
-        """Prompts to text features [b, l, d] and the mask [b, l] of their valid tokens."""
-        if self.text_encoder is None or "tokenizer" not in self.facts:
-            raise ValueError(
-                "this pipeline has no text encoder; convert it again with --text-encoder and --tokenizer."
-            )
-        wrong = [p for p in prompts if not isinstance(p, str)]
-        if wrong:
-            raise ValueError(f"this model takes prompts, not {type(wrong[0]).__name__} such as {wrong[0]!r}.")
-        texts = [str(p) for p in prompts]
-        for text in texts:
-            check_prompt(text)
-        if self.facts["conditions"].get("clean_caption"):
-            texts = [clean_caption(text) for text in texts]
-        entry = self.facts["tokenizer"]
-        ids, mask = Tokenizer(self.files[entry["file"]])(texts, int(entry["max_length"]))
-        known = int(self.facts["text_encoder"]["config"]["vocab_size"])
-        if ids.max(initial=0) >= known:
-            raise ValueError(
-                f"{entry['file']} gives the token {ids.max()}, but the text encoder knows {known} tokens; "
-                "convert again with the tokenizer that it was trained with."
-            )
-        return programs.encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
-
-    def _null(self, negative: str, count: int, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if self.guidance.null == "table":
-            table = dict(self.denoiser.variables()).get("y_embedder/y_embedding")
-            if table is None:
-                raise ValueError(
-                    "guidance null='table' needs the denoiser's y_embedder.y_embedding, which this "
-                    "checkpoint lacks; use null='encoded'."
-                )
-            value = table.get_value()[: mask.shape[1]]
-            null, null_mask = jnp.broadcast_to(value, (count, *value.shape)), jnp.ones_like(mask)
-        else:
-            null, null_mask = self.encode_text([negative])
-            null, null_mask = jnp.repeat(null, count, axis=0), jnp.repeat(null_mask, count, axis=0)
-        return null, mask if self.guidance.mask == "prompt" else null_mask
-
-    def _halves(self, conditional: Any, unconditional: Any) -> jax.Array:
-        pair = (
-            (conditional, unconditional)
-            if self.guidance.order == "cond_first"
-            else (unconditional, conditional)
-        )
-        return jnp.concatenate([jnp.asarray(half) for half in pair])
+    @cached_property
+    def encoder(self) -> ConditionEncoder:
+        """What makes arrays of conditions."""
+        return ConditionEncoder(self.facts, self.denoiser, self.text_encoder, self.files)
 
     @property
     def guidance(self) -> Guidance:
@@ -391,10 +280,17 @@ class Pipeline:
         """Frames, of a video, then height, width and channels of the latent of a sample."""
         return said.latent_shape(self.facts, size, frames)
 
+    @cached_property
+    def each(self) -> list[Replica]:
+        """What computes side by side: one, where the pipeline lies on no mesh."""
+        if self.mesh is None:
+            return [Replica(self.denoiser, self.decoder)]
+        return replicas_on(self.mesh, self.denoiser, self.decoder)
+
     @property
     def replicas(self) -> int:
         """How many of them compute side by side."""
-        return 1 if self.mesh is None else int(self.mesh.shape["data"])
+        return len(self.each)
 
     def on(self, mesh: Mesh) -> "Pipeline":
         """The same pipeline on the devices of a mesh of `replica_mesh`; the text encoder stays where it is.
@@ -402,11 +298,11 @@ class Pipeline:
         Raises ValueError for another mesh, where devices cannot share the quantized weights evenly, and where
         the pipeline lies on a mesh already.
         """
-        replicas.check(mesh)
+        check(mesh)
         if self.mesh is not None:
             raise ValueError("this pipeline lies on a mesh already; load it again for another one.")
         nets: dict[str, Any] = {
-            name: replicas.placed(net, mesh) for name, net in self.nets().items() if name != "text_encoder"
+            name: placed(net, mesh) for name, net in self.nets().items() if name != "text_encoder"
         }
         return dataclasses.replace(self, mesh=mesh, **nets)
 

@@ -3,16 +3,16 @@
     data    replicas, each with a batch of its own
     model   devices of one replica, which share the channels of its quantized weights (`quant.sharing`)
 
-Every device runs the program of one device on arrays of the same shapes: nothing is left to XLA to divide.
-So samples are those of one device, up to what XLA fuses otherwise where it compiles for more of them.
+Each replica has a program of its own, as if there were no others, so samples do not depend on their number.
+One program for several devices XLA may rewrite otherwise than for one: it has turned divisions into products
+for one device alone, and samples in bfloat16 part for good where a last bit differs.
 """
 
-from collections.abc import Sequence
+import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -65,37 +65,80 @@ def placed(net: Net, mesh: Mesh) -> Net:
     return jax.device_put(net, shardings(net, mesh))
 
 
-def stacked(calls: Sequence[Call], mesh: Mesh) -> Call:
-    """A call for each replica, as one; all of the same shapes."""
-    along = NamedSharding(mesh, P("data"))
-    return jax.tree.map(lambda *leaves: jax.device_put(jnp.stack(leaves), along), *calls)
+@dataclasses.dataclass(frozen=True)
+class Replica:
+    """Nets as one replica holds them, and the mesh of the devices that share it, if there are several."""
+
+    denoiser: Net
+    decoder: Net | None
+    devices: Mesh | None = None
+
+    def denoise(
+        self, call: Call, correction: Float[Array, " steps"] | None, plan: Plan
+    ) -> Float[Array, "b *t h w c"]:
+        """`programs.denoise` on this replica. Does not wait for it."""
+        if self.devices is None:
+            return programs.denoise(self.denoiser, call, correction, plan=plan)
+        return _denoise(self.denoiser, call, correction, plan=plan, devices=self.devices)
+
+    def pixels(self, latents: Float[Array, "b *t h w c"]) -> UInt8[Array, "b *t i j 3"]:
+        """`programs.decode` on this replica, which has a decoder. Does not wait for it."""
+        assert self.decoder is not None
+        if self.devices is None:
+            return programs.decode(self.decoder, latents)
+        return _decode(self.decoder, latents, devices=self.devices)
 
 
-@partial(jax.jit, static_argnames=("plan", "mesh"))
-def denoise(
-    net: Net, calls: Call, correction: Float[Array, " steps"] | None = None, *, plan: Plan, mesh: Mesh
-) -> Float[Array, "r b *t h w c"]:
-    """`programs.denoise` of the call of each replica."""
-
-    def alone(net: Net, calls: Call, correction: Any) -> Array:
-        call = jax.tree.map(lambda leaf: leaf[0], calls)
-        return programs.trajectory(net, call, correction, plan)[0][None]
-
-    return _everywhere(alone, mesh, (specs(net), P("data"), P()))(net, calls, correction)
+def replicas_on(mesh: Mesh, denoiser: Net, decoder: Net | None) -> list[Replica]:
+    """The replicas of nets that lie on a mesh, as `placed` leaves them. Copies nothing."""
+    rows = [Mesh(row, (AXIS,)) for row in mesh.devices]
+    return [
+        Replica(
+            _on(row, denoiser), None if decoder is None else _on(row, decoder), row if row.size > 1 else None
+        )
+        for row in rows
+    ]
 
 
-@partial(jax.jit, static_argnames="mesh")
-def decode(net: Net, latents: Float[Array, "r b *t h w c"], *, mesh: Mesh) -> UInt8[Array, "r b *t i j 3"]:
-    """`programs.decode` of the latents of each replica."""
+def _on(row: Mesh, net: Net) -> Net:
+    """The part of a Net that the devices of one replica hold."""
+    devices = list(row.devices)
 
-    def alone(net: Net, latents: Array) -> Array:
-        return programs.pixels(net, latents[0])[None]
+    def part(array: jax.Array, spec: P) -> jax.Array:
+        held = {shard.device: shard.data for shard in array.addressable_shards}
+        if row.size == 1:
+            return held[devices[0]]
+        pieces = [held[device] for device in devices]
+        return jax.make_array_from_single_device_arrays(array.shape, NamedSharding(row, spec), pieces)
 
-    return _everywhere(alone, mesh, (specs(net), P("data")))(net, latents)
+    return jax.tree.map(part, net, specs(net))
 
 
-def _everywhere(function: Any, mesh: Mesh, in_specs: Any) -> Any:
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=P("data"), check_vma=False)
+@partial(jax.jit, static_argnames=("plan", "devices"))
+def _denoise(
+    net: Net, call: Call, correction: Float[Array, " steps"] | None, *, plan: Plan, devices: Mesh
+) -> Float[Array, "b *t h w c"]:
+    def alone(net: Net, call: Call, correction: Any) -> Array:
+        return programs.trajectory(net, call, correction, plan)[0]
+
+    return _together(alone, devices, net)(net, call, correction)
+
+
+@partial(jax.jit, static_argnames="devices")
+def _decode(net: Net, latents: Float[Array, "b *t h w c"], *, devices: Mesh) -> UInt8[Array, "b *t i j 3"]:
+    return _together(programs.pixels, devices, net)(net, latents)
+
+
+def _together(function: Any, devices: Mesh, net: Net) -> Any:
+    """The function as each of the devices runs it: with its part of the Net, and all of everything else."""
+
+    def call(net: Net, *rest: Any) -> Any:
+        specs_in = (specs(net), *[P()] * len(rest))
+        return jax.shard_map(function, mesh=devices, in_specs=specs_in, out_specs=P(), check_vma=False)(
+            net, *rest
+        )
+
+    return call
 
 
 def _is_spec(node: Any) -> bool:

@@ -126,7 +126,7 @@ def example_call(pipeline: Pipeline, *, batch: int, guided: bool, seed: int = 0)
     elif kind == "prompt":
         shape = (seen, int(config["text_length"]), int(config["caption_channels"]))
         text = jax.random.normal(jax.random.key(seed), shape, pipeline.denoiser.dtype)
-        conditions = {"y": text, "mask": jnp.ones(shape[:2], bool), **pipeline.sizes(seen)}
+        conditions = {"y": text, "mask": jnp.ones(shape[:2], bool), **pipeline.encoder.sizes(seen)}
     return Call(conditions, jnp.float32(pipeline.guidance.scale), noise, keys)
 
 

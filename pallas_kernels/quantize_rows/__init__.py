@@ -49,14 +49,14 @@ def quantize_rows(
         modulation   (shift, scale), of row group i // (m / b):
                      x = (x - mean) * rsqrt(mean((x - mean)**2) + eps) * (1 + scale) + shift
         activation   "gelu": x = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))
-        balance      x = x / balance; of a modulation without an activation, instead of it,
-                     (1 + scale) / balance and shift / balance take the places of 1 + scale and shift
+        balance      x = x * (1 / balance); of a modulation without an activation, instead of it,
+                     (1 + scale) * (1 / balance) and shift * (1 / balance) take the places of 1 + scale
+                     and shift
         signs        x = -x in the channels whose bit is 1; ceil(k / 8) bytes, the first channel highest
         block        x = hadamard(x, block=block, regular=regular), the op; signs and regular go with it
 
-    An implementation may sum, divide and compute tanh in its own way: XLA, say, multiplies by 1 / balance. So
-    after these steps at most 0.1 % of its codes - zero are off by one, and its scales by a factor of
-    1 + 2**-20.
+    An implementation may sum, divide and compute tanh in its own way. So after these steps at most 0.1 % of
+    its codes - zero are off by one, and its scales by a factor of 1 + 2**-20.
 
     dtype: int8, for integers of `bits`; or float8_e4m3fn, which has 8 bits, is symmetric, and has no sums.
     All arithmetic is in float32, with tiny = 1e-30; `round` is half to even, to integers or to float8.

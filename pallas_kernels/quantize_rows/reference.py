@@ -60,7 +60,7 @@ def prepared(
     if activation is not None:
         y = jax.nn.gelu(y, approximate=True)
     if balance is not None and (modulation is None or activation is not None):
-        y = y / balance.astype(jnp.float32)
+        y = y * (1 / balance.astype(jnp.float32))
     return y
 
 
@@ -71,12 +71,14 @@ def normalized(y: jax.Array, eps: float) -> jax.Array:
 
 
 def folded(modulation: tuple[jax.Array, jax.Array], balance: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """shift and 1 + scale in float32, both divided by the balance: a division a channel, not one a number."""
+    """shift and 1 + scale in float32, both divided by the balance: by its inverse, as everywhere, for whether
+    XLA itself makes products of divisions depends on the program around them.
+    """
     shift, factor = modulation[0].astype(jnp.float32), 1 + modulation[1].astype(jnp.float32)
     if balance is None:
         return shift, factor
-    balance = balance.astype(jnp.float32)
-    return shift / balance, factor / balance
+    inverse = 1 / balance.astype(jnp.float32)
+    return shift * inverse, factor * inverse
 
 
 def signed(y: jax.Array, signs: jax.Array | None) -> jax.Array:

@@ -45,7 +45,7 @@ def test_a_new_seed_prompt_or_scale_compiles_nothing() -> None:
     before = [fn._cache_size() for fn in counted]
     tiny.pipeline()(["cat", "dog", "pizza"], seed=9, guidance=7.5, negative="table")
     assert [fn._cache_size() for fn in counted] == before
-    tiny.pipeline().encode_text(["cat"] * 5)
+    tiny.pipeline().encoder.encode_text(["cat"] * 5)
     assert programs.encode_text._cache_size() == before[1] + 1, "the count above can see a compilation"
 
 
@@ -210,7 +210,9 @@ def test_a_token_that_the_text_encoder_does_not_know_is_refused() -> None:
     part = pipeline.facts["text_encoder"]
     smaller = {**part, "config": {**part["config"], "vocab_size": 3}}
     with pytest.raises(ValueError, match="but the text encoder knows 3 tokens"):
-        dataclasses.replace(pipeline, facts={**pipeline.facts, "text_encoder": smaller}).encode_text(PROMPTS)
+        dataclasses.replace(pipeline, facts={**pipeline.facts, "text_encoder": smaller}).encoder.encode_text(
+            PROMPTS
+        )
 
 
 def test_the_own_sampler_by_name_keeps_its_options() -> None:
@@ -235,8 +237,10 @@ def test_size_conditions_are_those_of_the_code_that_the_checkpoint_is_from(forma
     """The original code passes the label of the nearest bin, also with split query, key and value."""
     pipeline = tiny.pipeline()
     source = {"denoiser": {"format": format, "file": "tiny.pth"}}
-    told = dataclasses.replace(pipeline, facts={**pipeline.facts, "source": source})
-    aspect = float(told._micro_conditions(1, (768, 1344)).aspect[0])
+    config = {**pipeline.facts["denoiser"]["config"], "micro_conditions": True}
+    denoiser = {**pipeline.facts["denoiser"], "config": config}
+    told = dataclasses.replace(pipeline, facts={**pipeline.facts, "source": source, "denoiser": denoiser})
+    aspect = float(told.encoder.sizes(1, (768, 1344))["size"].aspect[0])
     assert aspect == pytest.approx(768 / 1344 if format == "diffusers" else 0.57)
 
 

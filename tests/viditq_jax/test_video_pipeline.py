@@ -116,8 +116,8 @@ def test_latte_compares_with_the_empty_prompt_as_long_as_the_prompt() -> None:
     video = tiny.video("latte_t2v")
     encoded = video.encode(PROMPTS, guide=True)
     prompt, null = split(encoded["y"], video)
-    np.testing.assert_array_equal(prompt, video.encode_text(PROMPTS)[0])
-    np.testing.assert_array_equal(null[0], video.encode_text([""])[0][0])
+    np.testing.assert_array_equal(prompt, video.encoder.encode_text(PROMPTS)[0])
+    np.testing.assert_array_equal(null[0], video.encoder.encode_text([""])[0][0])
     np.testing.assert_array_equal(*np.split(np.asarray(encoded["mask"]), 2))
 
 
@@ -145,7 +145,7 @@ def test_stdit3_is_told_frames_a_second_and_pixels_and_the_aesthetic_score() -> 
     said = "a cat. aesthetic score: 6.5."
     alike = [video.encode([text], guide=False)["y"] for text in ("a cat.", said)]
     np.testing.assert_array_equal(*alike)
-    np.testing.assert_array_equal(alike[0], video.encode_text([said])[0])
+    np.testing.assert_array_equal(alike[0], video.encoder.encode_text([said])[0])
 
 
 def test_the_shift_of_stdit3_follows_from_size_and_frames() -> None:
@@ -190,7 +190,7 @@ def test_given_frames_stay_and_the_others_are_made_to_fit_them() -> None:
 def test_the_clip_reaches_the_model() -> None:
     video = tiny.video("stdit3")
     faster = dataclasses.replace(video, facts={**video.facts, "fps": 60})
-    assert isinstance(video.sizes(2)["clip"], Clip)
+    assert isinstance(video.encoder.sizes(2)["clip"], Clip)
     assert not close(faster.latents(PROMPTS, seed=1), latents("stdit3"))
 
 
