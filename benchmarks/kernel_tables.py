@@ -9,6 +9,7 @@ from pallas_kernels import compat, dispatch
 from tests.machine_code.record import FOLDER, machine_code
 from tests.machine_code.rows import ASSEMBLED, LIBRARIES, OPS, ROWS
 from tests.machine_code.targets import TARGETS
+from viditq_jax.report.markdown import markdown_table
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "kernels.md"
@@ -50,7 +51,7 @@ def support() -> str:
                 if reason:
                     reasons.setdefault(f"`{op}`/`{name}` {reason}", []).append(device)
     lines = [f"- {', '.join(devices)}: {reason}." for reason, devices in reasons.items()]
-    return _markdown(table) + "".join(f"{line}\n" for line in ["", *lines] if lines)
+    return _lines(table) + "".join(f"{line}\n" for line in ["", *lines] if lines)
 
 
 def blocks() -> str:
@@ -61,7 +62,7 @@ def blocks() -> str:
             sizes = [f"{found[name] / 1e6:.0f}" for name in ("moved_bytes", "temporary_bytes")]
             ratio = f"{found['moved_vs_bfloat16']:.2f}x"
             table.append([target, f"`{recipe}`", str(found["kernels"]), sizes[0], ratio, sizes[1]])
-    return _markdown(table)
+    return _lines(table)
 
 
 def kernels() -> str:
@@ -73,7 +74,7 @@ def kernels() -> str:
         ours = [str(found.get(count, "")) for count in ("registers", *_SPILLS)]
         moved = f"{found['moved_bytes'] / 1e6:.1f}"
         table.append([case, f"`{implementation}`", str(found["kernels"]), moved, *ours])
-    return _markdown([table[0], *sorted(table[1:])])
+    return _lines([table[0], *sorted(table[1:])])
 
 
 def _on_cpu(op: str, name: str, reason: str | None) -> tuple[str, str | None]:
@@ -124,10 +125,8 @@ def _was_run(op: str, name: str, target: str) -> bool:
     )
 
 
-def _markdown(table: Table) -> str:
-    header, *rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _lines(table: Table) -> str:
+    return markdown_table(table[0], table[1:]) + "\n"
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ core of a shared CPU.
 
 import argparse
 import hashlib
-import os
-import platform
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -21,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.machine import device_text
 from viditq_jax import generate, load_pipeline, load_recipe
 from viditq_jax.checkpoint import versions
 from viditq_jax.cli._common import bar
@@ -51,20 +50,6 @@ def make(name: str, conditions: list[str], out: Path, batch: int) -> list[np.nda
     with bar(name, len(conditions)) as advance:
         pipeline = variant(load_pipeline("default"), name)
         return generate(pipeline, conditions, out / name, seed=SEED, batch=batch, advance=advance).images()
-
-
-def device_name() -> str:
-    """The processor as it calls itself, and how many of its threads this process may use."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    model = next(
-        (line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()
-    )
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -110,7 +95,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "meaning": MEANING,
         **figures,
         "device": jax.devices()[0].device_kind,
-        "device_name": device_name(),
+        "device_name": device_text(),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions(),
     }

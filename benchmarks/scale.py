@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.machine import device_text
 from viditq_jax.checkpoint import versions
 from viditq_jax.conditions import packaged_prompts
 from viditq_jax.files import write_json
@@ -87,9 +88,9 @@ def finish(commands: Sequence[list[str]], devices: int) -> None:
         for each in commands
     ]
     said = [process.communicate()[1] for process in started]
-    for process, text in zip(started, said, strict=True):
+    for process, command, text in zip(started, commands, said, strict=True):
         if process.returncode:
-            raise RuntimeError(f"{' '.join(process.args)} failed: {text.decode()[-500:]}")
+            raise RuntimeError(f"{' '.join(command)} failed: {text.decode()[-500:]}")
 
 
 def killed(
@@ -198,7 +199,7 @@ def main() -> None:
         record = measure(model, packaged_prompts(), Path(folder), kills=options.kills, **sizes)
         plain = plain_loop(model, packaged_prompts(), **sizes)
     runs = [{**row, "ratio_vs_plain_loop": row["pictures_per_s"] / plain} for row in record.pop("runs")]
-    about = {"model": "default", "recipe": "w8a8", "device": f"cpu, {os.cpu_count()} cores"}
+    about = {"model": "default", "recipe": "w8a8", "device": device_text()}
     record = {**about, **record, "plain_loop_pictures_per_s": plain, "runs": runs}
     record |= {"date": datetime.now(UTC).date().isoformat(), "versions": versions()}
     write_json(options.record, record)

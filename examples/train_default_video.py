@@ -9,7 +9,6 @@ folder that has them.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -18,11 +17,10 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from default_model import data
+from default_model import script
 from default_model.loop import Plan, filled, values
 from default_model.text import Tokenizer
 from default_video import clips, denoiser, package
-from train_default import keep
 
 from converters import convert
 
@@ -30,41 +28,22 @@ ASSETS = Path(__file__).parents[1] / "viditq_jax/assets"
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/default-video"), help="everything that is made on the way"
-    )
-    parser.add_argument("--data", type=Path, help="folder with noto/; fetched with npm where not given")
-    parser.add_argument("--assets", type=Path, help="where the package goes; OUT/package where not given")
+    parser = script.parser(__doc__, "runs/default-video")
     parser.add_argument("--steps", type=int, default=1000, help="updates of the denoiser")
     parser.add_argument("--batch", type=int, default=6, help="clips in a step")
     parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
     parser.add_argument("--variants", type=int, default=8, help="films of each subject in each motion")
     parser.add_argument(
-        "--bf16", action="store_true", help="compute in bfloat16 (faster on a GPU, slower on a CPU)"
-    )
-    parser.add_argument(
-        "--early", action="store_true", help="package the averages of the last checkpoint and stop"
-    )
-    parser.add_argument(
         "--more", type=int, default=1, help="videos of each motion that are measured besides the prompts"
     )
-    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="for the card: where it ran")
-    parser.add_argument("--note", default="", help="for the card: what else to know of this run")
+    script.denoiser_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     opts = options()
+    icons, out = clips.subjects(script.begin(opts)), opts.out
     out = opts.out
-    out.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
-    source = opts.data or out / "data"
-    if opts.data is None:
-        data.fetch(source)
-    icons = clips.subjects(data.read_icons(source))
     words = [icon.words for icon in icons]
 
     pictures = {name: load() for name, load in convert(ASSETS / "default", dtype=jnp.float32).nets.items()}
@@ -82,7 +61,7 @@ def main() -> None:
     if opts.early:
         net = denoiser.latest(net, out / "denoiser")
     else:
-        arrays = keep(
+        arrays = script.keep(
             out / "denoiser.npz",
             lambda: values(
                 denoiser.fit(
@@ -92,7 +71,7 @@ def main() -> None:
         )
         net = filled(net, arrays)
     package.write(
-        opts.assets or out / "package", net, decoder, text, words, prompts, out,
+        script.package_folder(opts), net, decoder, text, words, prompts, out,
         {
             "machine": opts.machine, "batch": opts.batch, "rate": opts.rate, "variants": opts.variants,
             "note": f" {opts.note}" if opts.note else "",

@@ -8,52 +8,34 @@ Needs the extra "train" and, to fetch the icons, npm; or --data, a folder that h
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from default_metric import contrast, package
-from default_model import data
+from default_model import data, script
 from default_model.loop import Plan, filled
 from default_model.text import Tokenizer
-from train_default import keep
 
 ASSETS = Path(__file__).parents[1] / "viditq_jax/assets"
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/metric"), help="everything that is made on the way"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder with noto/ and fluent/; fetched with npm where not given"
-    )
-    parser.add_argument("--assets", type=Path, help="where the package goes; OUT/package where not given")
+    parser = script.parser(__doc__, "runs/metric")
     parser.add_argument("--minutes", type=float, default=12.0, help="training")
     parser.add_argument("--batch", type=int, default=256, help="pictures in a step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="for the card: where it ran")
     return parser.parse_args()
 
 
 def main() -> None:
     opts = options()
+    icons, out = script.begin(opts), opts.out
     out = opts.out
-    out.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
-    source = opts.data or out / "data"
-    if opts.data is None:
-        data.fetch(source)
-    icons = data.read_icons(source)
     pictures = data.render_all(icons, out)
     rows = data.make_rows(icons)
     held_out = np.unique(rows.icon[rows.held_out])
@@ -61,13 +43,13 @@ def main() -> None:
 
     plan = Plan("metric", opts.minutes, opts.batch, opts.rate, average=0.98, save_every=90.0)
     net = contrast.fresh(tokenizer)
-    arrays = keep(
+    arrays = script.keep(
         out / "network.npz",
         lambda: contrast.fit(net, icons, pictures, held_out, tokenizer, plan, out / "network"),
     )
     stored = filled(net, arrays).astype(jnp.bfloat16)
     package.write(
-        opts.assets or out / "package",
+        script.package_folder(opts),
         stored,
         icons,
         pictures,

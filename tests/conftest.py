@@ -13,9 +13,8 @@ import pytest
 # XLA_FLAGS="" gives programs as users have them.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 FOUR_DEVICES = "--xla_force_host_platform_device_count=4"  # of which all but a few tests use the first
-os.environ.setdefault(
-    "XLA_FLAGS", f"{QUICK_TO_COMPILE} {FOUR_DEVICES}"
-)  # before JAX reads them, at its first use of a device
+# Before JAX reads them, at its first use of a device.
+os.environ.setdefault("XLA_FLAGS", f"{QUICK_TO_COMPILE} {FOUR_DEVICES}")
 os.environ.setdefault("VIDITQ_COMPILATION_CACHE", "off")  # no test leaves anything in the user's folders
 
 # Half a minute and more, the longest first: begun last, one would run alone at the end.

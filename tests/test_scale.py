@@ -9,9 +9,8 @@ from viditq_jax.quant.spec import Spec
 
 
 def test_devices_processes_and_kills_change_no_picture(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(
-        "JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs")
-    )  # eight processes, two programs
+    # Eight processes run two programs.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     recipe = Recipe((Rule(("blocks/*",), Spec.parse("int8/channel"), Spec.parse("int8/token")),))
     tiny.quantized(tiny.pipeline(depth=1), recipe).save(tmp_path / "artifact")

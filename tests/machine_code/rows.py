@@ -106,8 +106,8 @@ def _matmul(row: Row) -> Program:
             "gate": _array(2, n, dtype=jnp.bfloat16),
         }
     )
-    static = {"activation": row.activation} if row.activation else {}
-    op = packed_matmul if packed else scaled_matmul
+    static: dict[str, Any] = {"activation": row.activation} if row.activation else {}
+    op: Any = packed_matmul if packed else scaled_matmul
 
     def program(given: dict[str, jax.Array], *operands: jax.Array) -> Any:
         return op(*operands, **given, **static, implementation=row.implementation)

@@ -61,9 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
         text = " ".join(text.split()) or type(error).__name__
-        text = "".join(
-            sign if sign.isprintable() else "?" for sign in text
-        )  # names in files steer no terminal
+        # Names in files steer no terminal.
+        text = "".join(sign if sign.isprintable() else "?" for sign in text)
         print(f"viditq {arguments[0]}: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from viditq_jax.report.markdown import markdown_table
+
 TITLES = {  # figures of a record, how tables call them, and digits
     "fid_to_real": ("FID to the drawings", 3),
     "fid_to_reference": ("FID to the reference", 3),
@@ -53,7 +55,6 @@ def quality_section(record: Record) -> str:
     """The section of the README."""
     head, rows = quality_rows(record)
     rows = [[f"`{row[0]}`" if row[0].startswith("w") else row[0], *row[1:]] for row in rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
     each = record["pictures"] // record["prompts"]
     made = (
         f"{record['pictures']} pictures a variant, {record['prompts']} packaged prompts of {each} each, "
@@ -62,7 +63,9 @@ def quality_section(record: Record) -> str:
         f"resamples within prompts, paired between variants. {record['device_name']}, jax "
         f"{record['versions']['jax']}, {record['date']}."
     )
-    return "\n\n".join([made, table, "\n".join(f"- {line}" for line in verdicts(record))])
+    return "\n\n".join(
+        [made, markdown_table(head, rows), "\n".join(f"- {line}" for line in verdicts(record))]
+    )
 
 
 def _cell(figure: Mapping[str, float] | None, digits: int, unit: str = "") -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from viditq_jax.report.markdown import markdown_table
+
 # As readers look for them: 8 bits, other formats, 4 bits by what they reach; unknown ones follow by name.
 ORDER = (
     "w8a8", "w8a8-fast", "w8a8-dynamic", "smoothquant-w8a8", "quarot-w8a8", "naive-static-w8a8", "ptqd-w8a8",
@@ -20,22 +22,27 @@ Row = Mapping[str, Any]
 
 def picture_table(rows: Sequence[Row]) -> str:
     """Each recipe on the model, and on its twin with planted outliers."""
-    titles = "PSNR, dB | SSIM | latent error | with outliers: PSNR | SSIM | latent error"
+    titles = ("PSNR, dB", "SSIM", "latent error", "with outliers: PSNR", "SSIM", "latent error")
     plain, stressed = _by_recipe(rows, "default"), _by_recipe(rows, "stressed")
     lines = [
-        [*_cells(plain[name], _QUALITY), *_cells(stressed[name], _QUALITY), _bytes(plain[name])]
+        [f"`{name}`", *_cells(plain[name], _QUALITY), *_cells(stressed[name], _QUALITY), _bytes(plain[name])]
         for name in _ordered(plain)
     ]
-    return _table(titles, _ordered(plain), lines)
+    return markdown_table(("recipe", *titles, "linear weights"), lines)
 
 
 def video_table(rows: Sequence[Row]) -> str:
     """Each recipe on the video model, with the temporal measures; the float video has a line of its own."""
-    titles = "PSNR, dB | SSIM | latent error | frame consistency | flicker | warping error | motion error, px"
+    titles = (
+        "PSNR, dB", "SSIM", "latent error", "frame consistency", "flicker", "warping error",
+        "motion error, px",
+    )  # fmt: skip
     found = _by_recipe(rows, "default-video")
-    names = ["float", *_ordered(found)]
-    lines = [[*_cells(found[name], (*_QUALITY, *_MOTION)), _bytes(found[name])] for name in names]
-    return _table(titles, names, lines)
+    lines = [
+        [f"`{name}`", *_cells(found[name], (*_QUALITY, *_MOTION)), _bytes(found[name])]
+        for name in ("float", *_ordered(found))
+    ]
+    return markdown_table(("recipe", *titles, "linear weights"), lines)
 
 
 def _by_recipe(rows: Sequence[Row], model: str) -> dict[str, Row]:
@@ -54,10 +61,3 @@ def _cells(row: Row, figures: Sequence[tuple[str, int]]) -> list[str]:
 
 def _bytes(row: Row) -> str:
     return f"{row['weight_bytes_vs_bfloat16']:.3f}x"
-
-
-def _table(titles: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = [f"| recipe | {titles} | linear weights |", "|---" * (titles.count("|") + 3) + "|"]
-    return "\n".join(
-        head + [f"| `{name}` | {' | '.join(line)} |" for name, line in zip(names, lines, strict=True)]
-    )

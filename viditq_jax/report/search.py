@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from viditq_jax.report.charts import BLOCK, STYLE
+from viditq_jax.report.markdown import markdown_table
 
 _PLANS = {
     "milp": ("#3b6fb6", "o"),
@@ -90,19 +91,17 @@ def pareto_chart(record: Mapping[str, Any]) -> Figure:
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The judged plans in markdown: a line a budget, PSNR and latent error of each kind of plan."""
     kinds = [kind for kind in _PLANS if any(row["plan"] == kind for row in rows)]
-    lines = [
-        f"| average bits | MB | {' | '.join(f'{kind}: PSNR, dB | latent error' for kind in kinds)} |",
-        "|---" * (2 + 2 * len(kinds)) + "|",
-    ]
+    titles = [title for kind in kinds for title in (f"{kind}: PSNR, dB", "latent error")]
+    lines = []
     for budget in sorted({row["budget"] for row in rows}):
         found = {row["plan"]: row for row in rows if row["budget"] == budget}
-        cells = [
-            f"{found[kind]['psnr_db']:.1f} | {found[kind]['latent_rel_l2']:.3f}" if kind in found else "| "
-            for kind in kinds
-        ]
         size = next(iter(found.values()))["weight_bytes"]
-        lines.append(f"| {budget:g} | {size / 1e6:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [f"{budget:g}", f"{size / 1e6:.2f}"]
+        for kind in kinds:
+            row = found.get(kind)
+            cells += [f"{row['psnr_db']:.1f}", f"{row['latent_rel_l2']:.3f}"] if row else ["", ""]
+        lines.append(cells)
+    return markdown_table(("average bits", "MB", *titles), lines)
 
 
 def _place(path: str) -> tuple[int, str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from viditq_jax.report.markdown import markdown_table
+
 NOT_MEASURED = "not measured"
 _EXPECTED = {"cpu": "a CPU", "nvidia-h100-80gb-hbm3": "NVIDIA H100"}  # columns, with and without a record
 _CASES = (  # of pipeline records, in this order, measured or not
@@ -56,7 +58,11 @@ def speed_tables(folder: str | Path) -> str:
         [
             _provenance(known, devices),
             _table(("what", "recipe"), _pipeline_rows(pipelines, devices), known, devices),
-            *(["Where the time goes, by the profiler:", _markdown(_PROFILE, profiles)] if profiles else []),
+            *(
+                ["Where the time goes, by the profiler:", markdown_table(_PROFILE, profiles)]
+                if profiles
+                else []
+            ),
             "Single layers, the fastest implementation of each: the time, how many times as fast as jitted "
             "floats, and the share of what the device reaches at best (a large product, a large copy).",
             _table(("layer", "op"), _ops_rows(ops, devices), known, devices),
@@ -105,12 +111,7 @@ def _table(
     devices: Sequence[str],
 ) -> str:
     names = [_EXPECTED.get(device) or records[device]["name"] for device in devices]
-    return _markdown([*head, *names], rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table([*head, *names], rows)
 
 
 def _pipeline_rows(records: Mapping[str, Record], devices: Sequence[str]) -> list[list[str]]:

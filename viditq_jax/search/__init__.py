@@ -109,9 +109,9 @@ def search(
         table, error = proxy(net, table, variants, stats, by=by), "layer_error"
     else:
         sample, alone = runner(pipeline, samples, seed, batch, bounds), variants.weights_alone()
-        error = "latent"
-        file = out / ("table.jsonl" if shard == (0, 1) else f"table-{shard[0]}-of-{shard[1]}.jsonl")
-        if shard == (0, 1):
+        error, whole = "latent", shard == (0, 1)
+        file = out / ("table.jsonl" if whole else f"table-{shard[0]}-of-{shard[1]}.jsonl")
+        if whole:
             gather(table, file, sorted(out.glob("table-*-of-*.jsonl")))
         with progress("sensitivities (the first sample compiles)", -(-count // shard[1])) as advance:
             table = sensitivity(
@@ -123,7 +123,7 @@ def search(
                 shard=shard,
                 advance=advance,
             )
-        if shard != (0, 1):
+        if not whole:
             return {"table": str(file), "rows": len(table.rows)}
     groups = GROUP_METRICS if group_metrics is None else group_metrics
     groups = {} if cheap else {group: metric for group, metric in groups.items() if metric in chosen}
@@ -135,16 +135,14 @@ def search(
         "floors": floors,
         "seconds": seconds,
     }
-    recipes = {
-        (each, method): allocate(table, budget=each, method=method, **options)
-        for each in dict.fromkeys([budget, *budgets])
-        for method in ("milp", "greedy")
-    }
+    kinds: dict[str, dict[str, Any]] = {"milp": {}, "greedy": {"method": "greedy"}}
     if vary:
-        recipes |= {
-            (each, "varying"): allocate(table, budget=each, vary=True, **options)
-            for each in dict.fromkeys([budget, *budgets])
-        }
+        kinds["varying"] = {"vary": True}
+    recipes = {
+        (each, kind): allocate(table, budget=each, **how, **options)
+        for kind, how in kinds.items()
+        for each in dict.fromkeys([budget, *budgets])
+    }
     chosen_plan = (budget, "varying" if vary else "milp")
     best = recipes[chosen_plan]
     plans = {key: bits_of(table, found) for key, found in recipes.items()}

@@ -144,17 +144,27 @@ class Table:
 
         Raises ValueError for a file of other settings.
         """
-        if not file.is_file() or b"\n" not in file.read_bytes():  # killed before its first line was whole
+        if not file.is_file() or not whole_lines(file):  # killed before its first line was whole
             write_atomic(file, json.dumps(self.settings()) + "\n")
             return self
+        rows = self.rows_of(file)
+        drop_torn_line(file)
+        return self.with_rows(rows)
+
+    def rows_of(self, file: Path) -> tuple[Row, ...]:
+        """What a file of the same settings holds by now; somebody else may be writing it.
+
+        Raises ValueError for a file of other settings.
+        """
+        if not whole_lines(file):
+            return ()
         held = Table.read(file)
         ours, theirs = self.settings(), held.settings()
         if differs := [name for name in ours if ours[name] != theirs[name]]:
             raise ValueError(
                 f"{file} was made with another {', '.join(differs)}; give another folder for these settings."
             )
-        drop_torn_line(file)
-        return self.with_rows(held.rows)
+        return held.rows
 
 
 def gather(table: Table, file: Path, shards: Sequence[Path]) -> None:
@@ -164,7 +174,7 @@ def gather(table: Table, file: Path, shards: Sequence[Path]) -> None:
     """
     known = {row.key for row in table.open(file).rows} if shards else set()
     for shard in shards:
-        for row in table.open(shard).rows:
+        for row in table.rows_of(shard):
             if row.key not in known:
                 append(file, row)
                 known.add(row.key)
