@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from viditq_jax.report.quality import quality_section
-from viditq_jax.report.recipes import picture_table
+from viditq_jax.report.recipes import picture_table, video_table
 from viditq_jax.report.search import plan_table
 from viditq_jax.report.speed import insert, speed_tables
 
@@ -18,6 +18,7 @@ def with_tables(text: str) -> str:
     text = insert(text, speed_tables(RECORDS))
     text = insert(text, plan_table(_record("pareto-image")), "plans")
     text = insert(text, quality_section(_record("quality-image")), "quality")
+    text = insert(text, video_table(_record("recipes-video")), "videos")
     return insert(text, picture_table(_record("recipes-image")), "pictures")
 
 

@@ -15,7 +15,11 @@ from viditq_jax.quality import verdict
 ROOT = Path(__file__).parent.parent
 SPEED = ROOT / "benchmarks/records"
 RECIPES = sorted(set(packaged_recipes()) - {"float"})
-ROWS = json.loads((ROOT / "benchmarks/records/recipes-image.json").read_text())
+ROWS = [
+    row
+    for kind in ("image", "video")
+    for row in json.loads((ROOT / f"benchmarks/records/recipes-{kind}.json").read_text())
+]
 QUALITY = json.loads((ROOT / "benchmarks/records/quality-image.json").read_text())
 EIGHT_BITS = (
     "w8a8",
@@ -34,7 +38,7 @@ def measured(model: str, recipe: str) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.parametrize("model", ["default", "stressed"])
+@pytest.mark.parametrize("model", ["default", "stressed", "default-video"])
 def test_every_packaged_recipe_was_measured(model: str) -> None:
     names = {row["recipe"] for row in ROWS if row["model"] == model}
     assert names >= set(RECIPES)
@@ -42,6 +46,14 @@ def test_every_packaged_recipe_was_measured(model: str) -> None:
     assert all(fields <= row.keys() for row in ROWS if row["recipe"] in RECIPES)
 
 
+def test_videos_are_measured_over_time_as_well() -> None:
+    names = {"frame_consistency", "flicker_levels", "warping_error_levels", "motion_error_px"}
+    assert all(names <= row.keys() for row in ROWS if row["model"] == "default-video")
+    for name in ("flicker_levels", "motion_error_px"):
+        assert measured("default-video", "w8a8")[name] < measured("default-video", "w4a8")[name]
+
+
+@pytest.mark.parametrize("model", ["default", "default-video"])
 @pytest.mark.parametrize(
     ("better", "worse", "margin"),
     [
@@ -52,8 +64,10 @@ def test_every_packaged_recipe_was_measured(model: str) -> None:
         *(("w8a8", other, -1) for other in EIGHT_BITS),
     ],
 )
-def test_recipes_keep_their_order_on_the_packaged_model(better: str, worse: str, margin: float) -> None:
-    assert measured("default", better)["psnr_db"] >= measured("default", worse)["psnr_db"] + margin
+def test_recipes_keep_their_order_on_the_packaged_models(
+    model: str, better: str, worse: str, margin: float
+) -> None:
+    assert measured(model, better)["psnr_db"] >= measured(model, worse)["psnr_db"] + margin
 
 
 def test_outliers_break_the_naive_recipe_and_not_the_balanced_one() -> None:
@@ -62,10 +76,11 @@ def test_outliers_break_the_naive_recipe_and_not_the_balanced_one() -> None:
     assert measured("stressed", "w8a8")["psnr_db"] > measured("default", "w8a8")["psnr_db"] - 3
 
 
+@pytest.mark.parametrize("model", ["default", "default-video"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_weights_are_as_small_as_the_recipe_expects(name: str) -> None:
+def test_weights_are_as_small_as_the_recipe_expects(name: str, model: str) -> None:
     expected = load_recipe(name).expect["weight_bytes_vs_bfloat16"]
-    assert measured("default", name)["weight_bytes_vs_bfloat16"] <= expected
+    assert measured(model, name)["weight_bytes_vs_bfloat16"] <= expected
 
 
 def test_quality_is_of_many_pictures_and_verdicts_are_those_of_the_intervals() -> None:
