@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
-.PHONY: demo test lint format clean check-kernels check-triton record-kernels
+.PHONY: demo test lint format clean check-examples check-kernels check-triton record-kernels
 # Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time, the longest first.
 TARGETS := sm_90 sm_80 sm_89
 
@@ -21,6 +21,10 @@ lint: .venv/.installed-dev
 format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The quickstart and the demo on the packaged models: minutes of sampling, which `make test` does without.
+check-examples: .venv/.installed-dev
+	$(BIN)/python -m pytest --override-ini python_files='check_*.py' tests/packaged
 
 # Compiles for GPUs on a machine without one: Linux on x86-64, 530 MB of wheels that `make test` does not need.
 check-kernels: $(TARGETS:%=check-kernels-%) check-triton
