@@ -38,6 +38,7 @@ _TEMPORAL = {  # fields of records, and how tables call them
     "warping_error_levels": "warping error, levels",
     "motion_error_px": "motion error, pixels",
 }
+_SMALL = 128  # pixels a side, of pictures that the page enlarges
 _STRIPS = 4  # conditions whose videos are also shown frame by frame
 
 
@@ -93,7 +94,7 @@ def html(run: Run) -> str:
     rows = [
         {
             "condition": f"{text}, {model}" if model else text,
-            "cells": {label: _data_uri(run.pictures[name][i], run.fps) for label, name in variants.items()},
+            "cells": {label: _cell(run.pictures[name][i], run.fps) for label, name in variants.items()},
         }
         for i, text in enumerate(run.conditions)
         for model, variants in run.models.items()
@@ -101,7 +102,7 @@ def html(run: Run) -> str:
     shown = range(min(len(run.conditions), _STRIPS)) if run.fps else ()
     sheets = {run.conditions[i]: _png_uri(strips(run, i)) for i in shown}
     beside = run.records.get("video", {})
-    films = {label: _data_uri(sample, beside["fps"]) for label, sample in run.video.items()}
+    films = {label: _cell(sample, beside["fps"]) for label, sample in run.video.items()}
     recipes = {
         record.get("label", name): record["recipe"]
         for name, record in run.records["variants"].items()
@@ -122,6 +123,7 @@ def html(run: Run) -> str:
             charts=charts,
             sheets=sheets,
             films=films,
+            small=run.still(next(iter(run.pictures)), 0).shape[1] < _SMALL,
             quality=quality,
             temporal=_TEMPORAL,
         )
@@ -148,11 +150,15 @@ def write_report(folder: str | Path) -> tuple[Path, Path]:
     return folder / "grid.png", folder / "report.html"
 
 
-def _data_uri(sample: np.ndarray, fps: float | None) -> str:
-    """A picture, or a video that plays again and again, without loss."""
+def _cell(sample: np.ndarray, fps: float | None) -> dict[str, str | None]:
+    """A picture, or a video that plays again and again and its frame in the middle; without loss.
+
+    Animations do not keep time with each other, so that stills are what is laid one over the other.
+    """
     if fps is None:
-        return _png_uri(Image.fromarray(sample))
-    return "data:image/webp;base64," + base64.b64encode(animation(sample, fps=fps)).decode()
+        return {"uri": _png_uri(Image.fromarray(sample)), "still": None}
+    film = "data:image/webp;base64," + base64.b64encode(animation(sample, fps=fps)).decode()
+    return {"uri": film, "still": _png_uri(Image.fromarray(sample[len(sample) // 2]))}
 
 
 def _png_uri(picture: Image.Image) -> str:

@@ -59,9 +59,25 @@ def test_the_page_shows_every_picture_and_every_figure_and_needs_no_other_file(r
 
 def test_prompts_and_recipes_cannot_inject_markup(run: Path) -> None:
     page = write_report(run)[1].read_text()
-    assert "<script>" not in page
+    assert page.count("<script") == 1  # the page's own
     assert "&lt;script&gt;" in page
     assert "cheap &amp; good" in page
+
+
+def test_pictures_that_are_compared_are_in_the_page_once_and_stills_stand_for_videos(videos: Path) -> None:
+    """The script lays over one another what lies in the rows; animations would not keep time."""
+    page = write_report(videos)[1].read_text()
+    stills = [
+        base64.b64decode(data) for data in re.findall(r'data-still="data:image/png;base64,([^"]+)"', page)
+    ]
+    run = read_run(videos)
+    for data, (i, name) in zip(stills, ((i, name) for i in range(3) for name in VARIANTS), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), run.still(name, i))
+    assert page.count('id="compare-') == len(set(re.findall(r'id="(compare-[\w-]+)"', page))) > 0
+
+
+def test_the_page_may_load_nothing(run: Path) -> None:
+    assert "default-src 'none'; img-src data:" in write_report(run)[1].read_text()
 
 
 def test_the_page_is_well_formed(run: Path) -> None:
@@ -69,7 +85,7 @@ def test_the_page_is_well_formed(run: Path) -> None:
 
     class Checker(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list) -> None:
-            if tag not in ("meta", "img"):
+            if tag not in ("meta", "img", "input"):
                 open_tags.append(tag)
 
         def handle_endtag(self, tag: str) -> None:
