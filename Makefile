@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
-.PHONY: demo test lint format clean check-examples check-kernels check-triton record-kernels
+.PHONY: demo test lint format clean check-examples check-browser check-kernels check-triton record-kernels
 # Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time, the longest first.
 TARGETS := sm_90 sm_80 sm_89
 
@@ -25,6 +25,11 @@ format: .venv/.installed-dev
 # The quickstart and the demo on the packaged models: minutes of sampling, which `make test` does without.
 check-examples: .venv/.installed-dev
 	$(BIN)/python -m pytest --override-ini python_files='check_*.py' tests/packaged
+
+# Pages in Chromium, which is installed where it is missing and may be.
+check-browser: .venv/.installed-browser
+	sh tests/browser/install.sh
+	$(BIN)/python -m pytest --override-ini python_files='check_*.py' tests/browser
 
 # Compiles for GPUs on a machine without one: Linux on x86-64, 530 MB of wheels that `make test` does not need.
 check-kernels: $(TARGETS:%=check-kernels-%) check-triton
@@ -61,6 +66,10 @@ check-triton: .venv-kernels/.installed
 .venv/.installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/.installed
+
+.venv/.installed-browser: pyproject.toml | .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	touch $@
 
 clean:
 	rm -rf .venv .venv-kernels build dist *.egg-info

@@ -9,39 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import toy_runs
+from tests.toy_runs import RNG, VARIANTS
 from viditq_jax.report import grid, read_run, write_report
 from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, svg_uri
-
-RNG = np.random.default_rng(0)
-VARIANTS = ("float", "w8a8")
-RECIPE = {
-    "source": "the paper <b>",
-    "rules": [{"match": ["blocks/*"], "weight": "int8/channel", "act": "int8/token", "why": "cheap & good"}],
-}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of two variants with three pictures each."""
-    records = {
-        "model": "toy", "prompts": 3, "seed": 0, "steps": 2, "sampler": "ddim", "guidance": 3.0, "device": "",
-        "date": "2026-01-01", "versions": {"jax": "1"}, "noise_floor": {"psnr_db": 50.0, "ssim": 0.99},
-        "variants": {},
-    }  # fmt: skip
-    for variant in VARIANTS:
-        (tmp_path / variant).mkdir()
-        lines = []
-        for i, prompt in enumerate(("red apple", "<script>", "pizza")):
-            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / variant / f"{i}.png")
-            lines.append(json.dumps({"index": i, "condition": prompt, "file": f"{i}.png"}))
-        (tmp_path / variant / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-        quality = {"psnr_db": None, "ssim": None} if variant == "float" else {"psnr_db": 33.25, "ssim": 0.9}
-        records["variants"][variant] = {
-            "pictures": variant, "weight_bytes": 1000, "bfloat16_weight_bytes": 2000, "artifact_bytes": 3000,
-            "seconds_per_image": 0.5, "recipe": None if variant == "float" else RECIPE, **quality,
-        }  # fmt: skip
-    (tmp_path / "metrics.json").write_text(json.dumps(records))
-    return tmp_path
+    return toy_runs.plain(tmp_path)
 
 
 def test_the_page_shows_every_picture_and_every_figure_and_needs_no_other_file(run: Path) -> None:
@@ -134,35 +110,7 @@ def test_a_record_or_a_picture_that_is_missing_is_named(run: Path) -> None:
 
 @pytest.fixture
 def two_models(run: Path) -> Path:
-    """The same variants on two models, with drift and the noise of layers; one is on one model alone."""
-    records = json.loads((run / "metrics.json").read_text())
-    plain = records["variants"]
-    measured = {
-        "latent_rel_l2": 0.125,
-        "drift": {"t": [900.0, 400.0], "relative_l2": [0.01, 0.02], "cosine": [0.9999, 0.999]},
-        "layers": {
-            "blocks/0/mlp/fc1": {"sqnr_db": 33.0, "incoherence": 12.0},
-            "blocks/1/mlp/fc1": {"sqnr_db": 27.0, "incoherence": 12.0},
-            "x_embedder/proj": {"sqnr_db": None, "incoherence": 3.0},
-        },
-    }
-    for record in plain.values():
-        del record["artifact_bytes"]
-    records["variants"] = {
-        f"{model}/{label}": {
-            **record,
-            "model": model,
-            "label": label,
-            **(measured if record["recipe"] else {}),
-        }
-        for model in ("default", "stressed")
-        for label, record in plain.items()
-        if (model, label) != ("stressed", "float")
-    }
-    floor = {**records["noise_floor"], "drift": measured["drift"]}
-    records["noise_floor"] = {"default": floor, "stressed": {**floor, "psnr_db": 45.0}}
-    (run / "metrics.json").write_text(json.dumps(records))
-    return run
+    return toy_runs.two_models(run)
 
 
 def texts(figure) -> list[str]:
@@ -209,19 +157,7 @@ def test_equal_runs_give_equal_pages(two_models: Path) -> None:
 
 @pytest.fixture
 def videos(run: Path) -> Path:
-    """The run with videos of 3 frames in the place of its pictures."""
-    records = json.loads((run / "metrics.json").read_text())
-    for variant, record in records["variants"].items():
-        temporal = ("frame_consistency", "flicker_levels", "warping_error_levels", "motion_error_px")
-        record |= {"fps": 8.0, **dict.fromkeys(temporal, 0.125)}
-        lines = (run / variant / "manifest.jsonl").read_text().splitlines()
-        entries = [{**json.loads(line), "frames": 3} for line in lines]
-        (run / variant / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
-        for entry in entries:
-            strip = RNG.integers(0, 256, (8, 24, 3), np.uint8)
-            Image.fromarray(strip).save(run / variant / entry["file"])
-    (run / "metrics.json").write_text(json.dumps(records))
-    return run
+    return toy_runs.videos(run)
 
 
 def test_videos_play_side_by_side_without_loss_and_lie_frame_by_frame(videos: Path) -> None:
