@@ -86,6 +86,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "viditq_jax.speed", "pallas_kernels",
     ),
     "viditq_jax.report": ("viditq_jax.video", "viditq_jax.files"),
+    "viditq_jax.serve": (
+        "viditq_jax.pipeline", "viditq_jax.post_training", "viditq_jax.conditions", "viditq_jax.evaluate",
+        "viditq_jax.quant", "viditq_jax.files", "viditq_jax.video",
+    ),
     "viditq_jax.cli": EVERYTHING,
     "viditq_jax.assets": (),
     "viditq_jax": EVERYTHING,

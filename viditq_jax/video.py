@@ -5,6 +5,7 @@ frames, as animated formats do. An MP4 (H.264) is lossy, and equal frames give e
 version of the encoder; it lies beside its PNG and can be made again from it.
 """
 
+import base64
 import io
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,15 @@ def animation(video: Video, *, fps: float, format: str = "WEBP") -> bytes:
         **options,
     )
     return buffer.getvalue()
+
+
+def data_uri(sample: UInt8[np.ndarray, "*t h w 3"], fps: float | None = None) -> str:
+    """A picture, or with `fps` a video that plays again and again, as a URI that holds it without loss."""
+    if fps is not None:
+        return "data:image/webp;base64," + base64.b64encode(animation(sample, fps=fps)).decode()
+    buffer = io.BytesIO()
+    Image.fromarray(sample).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def contact_sheet(videos: Sequence[Video], labels: Sequence[str]) -> Image.Image:

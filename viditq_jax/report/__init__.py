@@ -3,7 +3,6 @@
 What a run folder holds is in `report/run.py`.
 """
 
-import base64
 import io
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, s
 from viditq_jax.report.quality import quality_rows, verdicts
 from viditq_jax.report.run import Run, read_run
 from viditq_jax.report.thresholds import BelowThresholdError, check_thresholds, parse_thresholds
-from viditq_jax.video import animation, contact_sheet
+from viditq_jax.video import contact_sheet, data_uri
 
 __all__ = [
     "BelowThresholdError",
@@ -100,7 +99,7 @@ def html(run: Run) -> str:
         for model, variants in run.models.items()
     ]
     shown = range(min(len(run.conditions), _STRIPS)) if run.fps else ()
-    sheets = {run.conditions[i]: _png_uri(strips(run, i)) for i in shown}
+    sheets = {run.conditions[i]: data_uri(np.asarray(strips(run, i))) for i in shown}
     beside = run.records.get("video", {})
     films = {label: _cell(sample, beside["fps"]) for label, sample in run.video.items()}
     recipes = {
@@ -155,14 +154,8 @@ def _cell(sample: np.ndarray, fps: float | None) -> dict[str, str | None]:
 
     Animations do not keep time with each other, so that stills are what is laid one over the other.
     """
-    if fps is None:
-        return {"uri": _png_uri(Image.fromarray(sample)), "still": None}
-    film = "data:image/webp;base64," + base64.b64encode(animation(sample, fps=fps)).decode()
-    return {"uri": film, "still": _png_uri(Image.fromarray(sample[len(sample) // 2]))}
-
-
-def _png_uri(picture: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
+    still = None if fps is None else data_uri(sample[len(sample) // 2])
+    return {"uri": data_uri(sample, fps), "still": still}
 
 
 def _png(picture: Image.Image) -> bytes:

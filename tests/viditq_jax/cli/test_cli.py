@@ -26,7 +26,7 @@ from viditq_jax.load import load_pipeline
 
 VERBS = (
     "bench", "calibrate", "convert", "doctor", "evaluate", "generate", "inspect", "quantize", "report",
-    "search",
+    "search", "serve",
 )  # fmt: skip
 
 
