@@ -83,3 +83,25 @@ def videos(run: Path) -> Path:
             Image.fromarray(strip).save(run / variant / entry["file"])
     (run / "metrics.json").write_text(json.dumps(records))
     return run
+
+
+def search(folder: Path) -> Path:
+    """What `viditq search` leaves of two layers, of which the plan of 6 bits gives one the more."""
+    layers = {"blocks/0/mlp/fc1": 1e-3, "blocks/1/mlp/fc1": 1e-4}
+    plans = (("uniform", 4.0, 30.5), ("milp", 6.0, 35.25), ("uniform", 8.0, None))
+    record = {
+        "budget": 6, "measure": "bits", "recipe": "w4a8", "prompts": 16, "search_prompts": 8, "device": "toy",
+        "date": "2026-01-01", "bits": [4, 8], "bounds": [], "error": "latent",
+        "plan_bits": {path: 8 if "/0/" in path else 4 for path in layers},
+        "plans": [
+            {"budget": bits, "plan": name, "average_bits": bits, "weight_bytes": 1e6 * bits, "psnr_db": psnr,
+             "latent_rel_l2": 0.125}
+            for name, bits, psnr in plans
+        ],
+        "sensitivities": [
+            {"layers": [path], "bits": 4, "range": None, "values": {"latent": value}}
+            for path, value in layers.items()
+        ],
+    }  # fmt: skip
+    (folder / "search.json").write_text(json.dumps(record))
+    return folder

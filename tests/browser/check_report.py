@@ -25,7 +25,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The page of each kind of run."""
     made = {}
     for name, change in RUNS.items():
-        made[name] = write_report(change(toy_runs.plain(tmp_path_factory.mktemp("run"))))[1]
+        run = change(toy_runs.plain(tmp_path_factory.mktemp("run")))
+        made[name] = write_report(run, search=toy_runs.search(run))[1]
     return made
 
 

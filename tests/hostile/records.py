@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from tests import tiny
+from tests import tiny, toy_runs
 from tests.hostile.door import table, written
 from viditq_jax.calibrate import check_stats_file, load_stats
 from viditq_jax.evaluate import evaluate
@@ -22,6 +22,7 @@ from viditq_jax.quant.recipe import load_recipe
 from viditq_jax.quant.search.table import Table
 from viditq_jax.quant.stats import LayerStats
 from viditq_jax.report import write_report
+from viditq_jax.report.search import search_section
 
 
 def stats(metadata: Any = None, **change: Any) -> Callable[[Path], Any]:
@@ -204,5 +205,38 @@ CASES += table(
         "no variants": (run({}), "run is damaged"),
         "pictures outside": (run(pictures=".."), "which lies outside; refused"),
         "pictures of the system": (run(pictures="/etc"), "which lies outside; refused"),
+    },
+)
+
+
+def searched(**change: Any) -> Callable[[Path], Any]:
+    """The record of a search with some of it changed, or left out where it is None."""
+
+    def make(folder: Path) -> None:
+        record = json.loads((toy_runs.search(folder) / "search.json").read_text())
+        changed = {name: value for name, value in {**record, **change}.items() if value is not None}
+        (folder / "search.json").write_text(json.dumps(changed))
+
+    return make
+
+
+NO_SEARCH = "search.json is damaged .*; search again"
+CASES += table(
+    "record of a search",
+    lambda folder, out: search_section(folder),
+    {
+        "none": (lambda folder: None, "has no search.json"),
+        "a list": (written("search.json", "[]"), NO_SEARCH),
+        "deep nesting": (written("search.json", "[" * 100_000), NO_SEARCH),
+        "no text": (written("search.json", b"\xff\xfe"), NO_SEARCH),
+        "no plans": (searched(plans=None), NO_SEARCH),
+        "a plan without figures": (searched(plans=[{"plan": "milp"}]), NO_SEARCH),
+        "a budget that is text": (searched(budget="<script>"), NO_SEARCH),
+        "a million layers": (
+            searched(sensitivities=[{"layers": ["a"] * 1_000_000}]),
+            "measured 1000000 layers",
+        ),
+        "a layer that was not measured": (searched(plan_bits={"../x": 8}), NO_SEARCH),
+        "no bits": (searched(bits=[]), NO_SEARCH),
     },
 )

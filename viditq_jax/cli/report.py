@@ -22,6 +22,8 @@ class Options:
     """The run folder."""
     fail_under: tuple[str, ...] = ()
     """Measures and the least that every variant must reach, as psnr_db=30."""
+    search: Path | None = None
+    """Folder of a `viditq search`, whose sensitivities and plans are shown too."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -29,7 +31,7 @@ class Options:
 def run(options: Options) -> Any:
     """Draw, check, and say where the files are."""
     thresholds = parse_thresholds(options.fail_under)
-    picture, page = write_report(options.run)
+    picture, page = write_report(options.run, search=options.search)
     check_thresholds(read_run(options.run).records, thresholds)
     files = {"grid": str(picture), "recipes": str(picture.with_name("recipes.png")), "report": str(page)}
     return files if options.json else "\n".join(files.values())

@@ -5,6 +5,7 @@ What a run folder holds is in `report/run.py`.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -14,6 +15,7 @@ from viditq_jax.files import write_atomic, writing
 from viditq_jax.report.charts import drift_chart, layers_chart, recipes_chart, svg_uri
 from viditq_jax.report.quality import quality_rows, verdicts
 from viditq_jax.report.run import Run, read_run
+from viditq_jax.report.search import search_section
 from viditq_jax.report.thresholds import BelowThresholdError, check_thresholds, parse_thresholds
 from viditq_jax.video import contact_sheet, data_uri
 
@@ -82,8 +84,11 @@ def strips(run: Run, i: int) -> Image.Image:
     return contact_sheet([run.pictures[name][i] for name in names.values()], list(names))
 
 
-def html(run: Run) -> str:
-    """The page: summary table, charts, what each recipe does and why, and all pictures, self-contained."""
+def html(run: Run, search: str | Path | None = None) -> str:
+    """The page: summary table, charts, what each recipe does and why, and all pictures, self-contained.
+
+    search: folder of a search, whose sensitivities and plans are shown too.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("viditq_jax.report", "."),
         autoescape=True,
@@ -124,21 +129,24 @@ def html(run: Run) -> str:
             films=films,
             small=run.still(next(iter(run.pictures)), 0).shape[1] < _SMALL,
             quality=quality,
+            search=search_section(search) if search else None,
+            layers=_layer_tables(run),
             temporal=_TEMPORAL,
         )
     except jinja2.UndefinedError as error:
         raise ValueError(f"metrics.json lacks what the page shows: {error}; make the run again.") from error
 
 
-def write_report(folder: str | Path) -> tuple[Path, Path]:
+def write_report(folder: str | Path, *, search: str | Path | None = None) -> tuple[Path, Path]:
     """Write `grid.png`, `recipes.png` and `report.html` into a run folder; the paths of the first and last.
 
     Of videos also `strips.png`, the frames of the first condition as each variant paints them.
     recipes.png stands alone: the quality of every variant as bars, and the first condition as each paints it.
+    search: as `html` has it.
     """
     folder = Path(folder)
     run = read_run(folder)
-    page = html(run)
+    page = html(run, search)
     side = run.still(next(iter(run.pictures)), 0).shape[1]
     if run.fps:
         write_atomic(folder / "strips.png", _png(strips(run, 0)))
@@ -147,6 +155,19 @@ def write_report(folder: str | Path) -> tuple[Path, Path]:
         recipes_chart(run).savefig(file, format="png", dpi=130, metadata={"Software": None})
     write_atomic(folder / "report.html", page)
     return folder / "grid.png", folder / "report.html"
+
+
+def _layer_tables(run: Run) -> dict[str, dict[str, Any]]:
+    """For each model that tells, its variants and a row a layer: decibels of signal to noise."""
+    tables = {}
+    for model in run.models:
+        if found := run.layers(model):
+            paths = dict.fromkeys(path for layers in found.values() for path in layers)
+            rows = {
+                path: [layers.get(path, {}).get("sqnr_db") for layers in found.values()] for path in paths
+            }
+            tables[model] = {"variants": list(found), "rows": rows}
+    return tables
 
 
 def _cell(sample: np.ndarray, fps: float | None) -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """Charts of a search: what each layer costs, and quality over size."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -8,7 +9,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from viditq_jax.report.charts import BLOCK, STYLE
+from viditq_jax.files import parse_json
+from viditq_jax.report.charts import BLOCK, STYLE, svg_uri
 from viditq_jax.report.markdown import markdown_table
 
 _PLANS = {
@@ -17,7 +19,45 @@ _PLANS = {
     "varying": ("#4b9b6b", "^"),
     "uniform": ("0.45", "D"),
 }
+_LAYERS = 10_000  # measured, over all ranges and bits: more are of no model, and take minutes to draw
 _FLOOR = 1e-3  # of the largest: what is below has the same colour
+
+
+def search_section(folder: str | Path) -> dict[str, Any]:
+    """What the page shows of a search: facts of the record, rows of the judged plans, and the two charts.
+
+    Raises ValueError for a folder without a finished search, and for a record that is damaged.
+    """
+    file = Path(folder) / "search.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} has no search.json; give the folder of a `viditq search` that is through."
+        )
+    try:
+        record = parse_json(file.read_text(encoding="utf-8"))
+        if (count := sum(len(row["layers"]) for row in record["sensitivities"])) > _LAYERS:
+            raise ValueError(f"it measured {count} layers")
+        plans = [
+            {
+                "budget": f"{row['budget']:g}",
+                "plan": str(row["plan"]),
+                "bits": f"{row['average_bits']:.2f}",
+                "size": f"{row['weight_bytes'] / 1e6:.2f} MB",
+                "psnr": "inf" if row["psnr_db"] is None else f"{row['psnr_db']:.2f} dB",
+                "latents": f"{row['latent_rel_l2']:.4f}",
+            }
+            for row in sorted(record["plans"], key=lambda row: (row["average_bits"], row["plan"]))
+        ]
+        facts = ("measure", "recipe", "prompts", "search_prompts", "device", "date")
+        return {
+            **{name: str(record[name]) for name in facts},
+            "budget": f"{record['budget']:g}",
+            "plans": plans,
+            "sensitivities": svg_uri(sensitivity_chart(record)),
+            "pareto": svg_uri(pareto_chart(record)),
+        }
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); search again.") from error
 
 
 def sensitivity_chart(record: Mapping[str, Any]) -> Figure:

@@ -3,7 +3,7 @@
     statistics.safetensors   calibration of the float model, where the recipe needs one
     table.jsonl              sensitivities, a line a unit; a killed search goes on behind the last
     plan.json                the recipe that was found, for `viditq quantize --recipe`
-    search.json              all plans that were judged, and how; what `viditq report` draws
+    search.json              all plans that were judged, and how; what `viditq report --search` draws
 
 Units are measured with all other layers at the most bits and inputs that are not rounded, in one compiled
 program. Plans are judged on conditions that the search never saw.

@@ -155,6 +155,28 @@ def test_equal_runs_give_equal_pages(two_models: Path) -> None:
     assert svg_uri(drift_chart(read_run(two_models))) == chart
 
 
+def test_every_layer_is_in_a_table_too(two_models: Path) -> None:
+    page = write_report(two_models)[1].read_text()
+    assert page.count("<details>") == 2  # a model each
+    assert "Every layer of the stressed model" in page
+    for figure in ("33.0", "27.0"):
+        assert page.count(f'<td class="number">{figure}</td>') == 2
+
+
+def test_a_search_is_shown_where_it_is_given(run: Path, tmp_path: Path) -> None:
+    folder = toy_runs.search(tmp_path)
+    assert "Which bits where" not in write_report(run)[1].read_text()
+    page = write_report(run, search=folder)[1].read_text()
+    assert page.count("data:image/svg+xml") == 2  # sensitivities, and quality over size
+    assert "A search for 6 bits from w4a8" in page
+    rows = re.findall(r"<tr><td>(?:uniform|milp)</td>.*", page)
+    assert [re.findall(r">([^<]+)</td>", row) for row in rows] == [
+        ["uniform", "4", "4.00", "4.00 MB", "30.50 dB", "0.1250"],
+        ["milp", "6", "6.00", "6.00 MB", "35.25 dB", "0.1250"],
+        ["uniform", "8", "8.00", "8.00 MB", "inf", "0.1250"],
+    ]
+
+
 @pytest.fixture
 def videos(run: Path) -> Path:
     return toy_runs.videos(run)
