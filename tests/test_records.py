@@ -124,3 +124,13 @@ def test_records_of_speed_say_what_they_compared_and_where() -> None:
     rows = [row for record in records for row in record["rows"]]
     fields = {"case", "float", "ratio_vs_float", "median_s", "min_s", "p90_s", "baseline_median_s"}
     assert all(fields <= row.keys() and ("implementation" in row or "recipe" in row) for row in rows)
+
+
+def test_many_devices_processes_and_kills_changed_no_picture() -> None:
+    """The script writes no record where one differs."""
+    record = json.loads((SPEED / "scale-image.json").read_text())
+    assert record["count"] >= 1000
+    assert record["kills"] == len(record["listed_at_kill"]) >= 20
+    assert record["listed_at_kill"] == sorted(record["listed_at_kill"])  # nothing that was listed is lost
+    assert {row["run"] for row in record["runs"]} == {"1 devices", "2 devices", "4 devices", "2 processes"}
+    assert all(row["ratio_vs_plain_loop"] > 0 for row in record["runs"])
