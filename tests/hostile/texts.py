@@ -102,7 +102,9 @@ CASES += table(
 CASES += [
     *table(
         "prompt",
-        lambda folder, out: tiny.pipeline().encode_text(["\ud800" if folder.name == "" else "\udcff cat"]),
+        lambda folder, out: tiny.pipeline().encoder.encode_text(
+            ["\ud800" if folder.name == "" else "\udcff cat"]
+        ),
         {"half of a pair": (lambda folder: None, "half a character")},
     ),
     *table(
