@@ -30,14 +30,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "viditq_jax.conditions", "converters",
     ),
     "viditq_jax.quality": ("viditq_jax.evaluate", "viditq_jax.conditions"),
-    "viditq_jax.checkpoint": ("viditq_jax.net", "viditq_jax.files"),
+    "viditq_jax.sealed": (),
+    "viditq_jax.checkpoint": ("viditq_jax.net", "viditq_jax.files", "viditq_jax.sealed"),
     "viditq_jax.conditions": (),
     "viditq_jax.aspect_ratios": (),
     "viditq_jax.facts": ("viditq_jax.sampling", "viditq_jax.plugins"),
     "viditq_jax.programs": ("viditq_jax.net", "viditq_jax.sampling", "viditq_jax.quant.ranges"),
     "viditq_jax.encoder": (
         "viditq_jax.models", "viditq_jax.conditions", "viditq_jax.aspect_ratios", "viditq_jax.facts",
-        "viditq_jax.programs", "viditq_jax.net",
+        "viditq_jax.programs",
     ),
     "viditq_jax.pipeline": (
         "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.encoder",
@@ -50,6 +51,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "viditq_jax.doctor": (
         "viditq_jax.net", "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.speed", "pallas_kernels",
+    ),
+    "viditq_jax.export": (
+        "viditq_jax.checkpoint", "viditq_jax.encoder", "viditq_jax.facts", "viditq_jax.files",
+        "viditq_jax.net", "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.sampling",
+        "viditq_jax.sealed", "pallas_kernels", "converters",
     ),
     "viditq_jax.calibrate": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",

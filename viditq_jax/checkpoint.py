@@ -26,17 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from viditq_jax import sealed
 from viditq_jax.files import writing_folder
 from viditq_jax.net import Net
+from viditq_jax.sealed import ArtifactError, Kind
 
-FORMAT = 1
 FACTS_FILE = "pipeline.json"
-_BLOCK = 1 << 22  # bytes read at once while hashing
-_MOST_BYTES = 1 << 26  # of pipeline.json
-
-
-class ArtifactError(ValueError):
-    """An artifact that cannot be read or written as asked."""
+KIND = Kind("an artifact", FACTS_FILE, 1, "with `viditq convert`", "make the artifact again from its source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Artifact:
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-def _flat(net: Net) -> dict[str, Any]:
+def named_arrays(net: Net) -> dict[str, Any]:
     """Every leaf of a Net by its name; a quantized weight has several
     ("blocks/0/attn/qkv/weight/weight/scale").
     """
@@ -67,26 +63,6 @@ def _key_name(key: Any) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key).strip(".")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    """The sha256 of facts, of their content and not of their spacing."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _listing(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FACTS_FILE)
-    return {
-        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
-    }
 
 
 def versions() -> dict[str, str]:
@@ -142,13 +118,12 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
     try:
         with writing_folder(path, overwrite=overwrite) as partial:
             for name, load in artifact.nets.items():
-                _write(_flat(load()), (partial / name).resolve())
+                _write(named_arrays(load()), (partial / name).resolve())
             for name, content in artifact.files.items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).write_bytes(content)
-            facts = {"format": FORMAT, **artifact.facts, "versions": versions(), "files": _listing(partial)}
-            text = json.dumps({**facts, "sha256": _digest(facts)}, indent=1)
-            (partial / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+            text = sealed.text(partial, KIND, {**artifact.facts, "versions": versions()})
+            (partial / FACTS_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ArtifactError(
             f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
@@ -162,64 +137,14 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 
     Raises ArtifactError, which names the file, if the artifact is torn, altered or of another format version.
     """
-    path = Path(path)
-    file = path / FACTS_FILE
-    if not file.is_file():
-        raise ArtifactError(
-            f"{path} is not an artifact: it has no {FACTS_FILE}. Make one with `viditq convert`."
-        )
-    try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has {file.stat().st_size} bytes, and no honest one has {_MOST_BYTES}")
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        version, listing, digest = facts["format"], facts["files"], facts.pop("sha256")
-        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listing.items()}
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise ArtifactError(
-            f"{file} is not valid ({type(error).__name__}: {error}); make the artifact again."
-        ) from error
-    if version != FORMAT:
-        raise ArtifactError(
-            f"{path} has format version {version!r}, this library reads {FORMAT}; "
-            f"convert the source again, or install the version of viditq-jax that wrote it."
-        )
-    if digest != _digest(facts):
-        raise ArtifactError(
-            f"{file} was altered (its sha256 differs); make the artifact again from its source."
-        )
-    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {FACTS_FILE}
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - found)]
-    faults += [  # what they lead to is not listed, and so not checked
-        f"{link.relative_to(path).as_posix()} is a symbolic link"
-        for link in sorted(path.rglob("*"))
-        if link.is_symlink()
-    ]
-    faults += [f"{name} does not belong to it" for name in sorted(found - expected.keys())]
-    for name in sorted(found & expected.keys()):
-        size, digest = expected[name]
-        if (path / name).stat().st_size != size:
-            faults.append(f"{name} has {(path / name).stat().st_size} bytes instead of {size}")
-        elif _sha256(path / name) != digest:
-            faults.append(f"{name} was altered (its sha256 differs)")
-    if faults:
-        raise ArtifactError(
-            f"{path} is torn or altered: {'; '.join(faults)}. Make the artifact again from its source."
-        )
-    return facts
+    return sealed.read(Path(path), KIND)
 
 
 def fingerprint(nets: Mapping[str, Net]) -> str:
     """A sha256 of every array of the Nets, with its name and type: equal weights give equal fingerprints."""
     digest = hashlib.sha256()
     for name, net in sorted(nets.items()):
-        for path, leaf in sorted(_flat(net).items()):
+        for path, leaf in sorted(named_arrays(net).items()):
             array = np.ascontiguousarray(np.asarray(leaf))
             digest.update(f"{name}/{path} {array.dtype} {array.shape}".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
@@ -260,7 +185,7 @@ def restore(path: str | Path, name: str, target: Net, shardings: Net | None = No
     Raises ArtifactError, with all differences, if the stored arrays are not those that `target` describes.
     """
     folder = (Path(path) / name).resolve()
-    wanted = _flat(target)
+    wanted = named_arrays(target)
     _check_chunks(folder)
     with _checkpointer() as checkpointer:
         try:

@@ -3,7 +3,7 @@ labels, sizes beside them, and for guidance the half that stands for no conditio
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,25 +13,26 @@ import numpy as np
 from jaxtyping import Float
 
 from viditq_jax import facts as said
-from viditq_jax import programs
 from viditq_jax.aspect_ratios import nearest_bin
 from viditq_jax.conditions import Tokenizer, check_prompt, clean_caption, labels_to_array
 from viditq_jax.models.pixart import Size
 from viditq_jax.models.stdit3 import Clip
-from viditq_jax.net import Net
 from viditq_jax.programs import Guidance
+
+NULL_TABLE = "y_embedder/y_embedding"  # of a denoiser's variables: what was trained to stand for no prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class ConditionEncoder:
     """What a pipeline's facts, text encoder and tokenizer files make of conditions.
 
-    denoiser: holds the table that stands for no prompt, in models that were trained with one.
+    features: text features [b, l, d] of token ids and their mask [b, l]; None where there is no text encoder.
+    null: the table that stands for no prompt, of denoisers that were trained with one.
     """
 
     facts: Mapping[str, Any]
-    denoiser: Net
-    text_encoder: Net | None
+    features: Callable[[jax.Array, jax.Array], jax.Array] | None
+    null: Any
     files: Mapping[str, bytes]
 
     def encode(
@@ -110,7 +111,7 @@ class ConditionEncoder:
 
     def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, jax.Array]:
         """Prompts to text features [b, l, d] and the mask [b, l] of their valid tokens."""
-        if self.text_encoder is None or "tokenizer" not in self.facts:
+        if self.features is None or "tokenizer" not in self.facts:
             raise ValueError(
                 "this pipeline has no text encoder; convert it again with --text-encoder and --tokenizer."
             )
@@ -130,7 +131,7 @@ class ConditionEncoder:
                 f"{entry['file']} gives the token {ids.max()}, but the text encoder knows {known} tokens; "
                 "convert again with the tokenizer that it was trained with."
             )
-        return programs.encode_text(self.text_encoder, jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
+        return self.features(jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -154,13 +155,12 @@ class ConditionEncoder:
     @cached_property
     def _null_table(self) -> Float[np.ndarray, "l d"]:
         """What was trained to stand for no prompt, on the host: the denoiser may lie on other devices."""
-        table = dict(self.denoiser.variables()).get("y_embedder/y_embedding")
-        if table is None:
+        if self.null is None:
             raise ValueError(
                 "guidance null='table' needs the denoiser's y_embedder.y_embedding, which this checkpoint"
                 " lacks; use null='encoded'."
             )
-        return np.asarray(table.get_value())
+        return np.asarray(self.null)
 
     def _halves(self, conditional: Any, unconditional: Any) -> jax.Array:
         pair = (

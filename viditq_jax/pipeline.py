@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
-from viditq_jax import checkpoint
+from viditq_jax import checkpoint, programs
 from viditq_jax import facts as said
-from viditq_jax.encoder import ConditionEncoder
+from viditq_jax.encoder import NULL_TABLE, ConditionEncoder
 from viditq_jax.net import Net
 from viditq_jax.programs import Call, Guidance, Plan
 from viditq_jax.quant.apply import quantize
@@ -202,7 +202,13 @@ class Pipeline:
     @cached_property
     def encoder(self) -> ConditionEncoder:
         """What makes arrays of conditions."""
-        return ConditionEncoder(self.facts, self.denoiser, self.text_encoder, self.files)
+        text_encoder, null = self.text_encoder, dict(self.denoiser.variables()).get(NULL_TABLE)
+        return ConditionEncoder(
+            self.facts,
+            None if text_encoder is None else partial(programs.encode_text, text_encoder),
+            None if null is None else null.get_value(),
+            self.files,
+        )
 
     @property
     def guidance(self) -> Guidance:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tests import tiny
 from tests.hostile.door import table
-from viditq_jax import checkpoint
+from viditq_jax import checkpoint, sealed
 from viditq_jax.load import load_pipeline
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.recipe import Recipe, Rule
@@ -74,9 +74,9 @@ def altered(change: Callable[[Path], Any], *, sealed: bool = False) -> Callable[
 def seal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     facts = json.loads((folder / "pipeline.json").read_text())
     del facts["sha256"]
-    facts["files"] = checkpoint._listing(folder)
+    facts["files"] = sealed.listing(folder, checkpoint.KIND)
     change(facts)
-    text = json.dumps({**facts, "sha256": checkpoint._digest(facts)})
+    text = json.dumps({**facts, "sha256": sealed.digest(facts)})
     (folder / "pipeline.json").write_text(text)
 
 

@@ -12,12 +12,13 @@ import pytest
 from tests import tiny
 from viditq_jax import programs
 from viditq_jax.calibrate import calibrate
-from viditq_jax.checkpoint import ArtifactError, _digest, weight_disk_bytes
+from viditq_jax.checkpoint import ArtifactError, weight_disk_bytes
 from viditq_jax.load import load_pipeline
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.qweight import QWeight
 from viditq_jax.quant.recipe import load_recipe
 from viditq_jax.quant.stats import Stats
+from viditq_jax.sealed import digest
 
 PROMPTS = ["a red apple", "two blue dogs", "gold"]
 
@@ -188,7 +189,7 @@ def test_facts_that_describe_no_pipeline_are_refused_though_their_hash_is_right(
     facts = json.loads(file.read_text())
     del facts["sha256"]
     change(facts)
-    file.write_text(json.dumps({**facts, "sha256": _digest(facts)}))
+    file.write_text(json.dumps({**facts, "sha256": digest(facts)}))
     with pytest.raises(
         ArtifactError, match=r"pipeline\.json (does not describe a pipeline|names no denoiser)"
     ):
