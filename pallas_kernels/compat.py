@@ -66,16 +66,31 @@ def default_device() -> Any:
     return device
 
 
-_other: ContextVar[Gpu | Tpu | None] = ContextVar("other", default=None)
+@dataclasses.dataclass(frozen=True)
+class Portable:
+    """Any device, by what XLA alone compiles there: no kernel and no machine code of this project, so that a
+    program runs in processes that know none of them. cpu: whether CPUs are all that it is for.
+    """
+
+    cpu: bool = False
+
+
+_other: ContextVar[Gpu | Tpu | Portable | None] = ContextVar("other", default=None)
 
 
 def for_cpu() -> bool:
-    """Whether programs traced now are for the CPU."""
-    return _other.get() is None and default_device().platform == "cpu"
+    """Whether programs traced now are for CPUs alone."""
+    other = _other.get()
+    return other.cpu if isinstance(other, Portable) else other is None and default_device().platform == "cpu"
+
+
+def portable() -> bool:
+    """Whether programs traced now are for processes without kernels of this project."""
+    return isinstance(_other.get(), Portable)
 
 
 @contextmanager
-def tracing_for(device: Gpu | Tpu) -> Iterator[None]:
+def tracing_for(device: Gpu | Tpu | Portable) -> Iterator[None]:
     """What is traced inside, to be exported or compiled elsewhere, is for a device that need not be here.
 
     A function that jax.jit has traced already is not traced again.

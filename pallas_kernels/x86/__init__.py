@@ -4,8 +4,9 @@ XLA:CPU of jax 0.10 does not use these instructions. `_ir.py` is how LLVM IR is 
 `_tile.py` compute columns of a product; `_call.py` is what XLA calls, and shares them among its threads.
 llvmlite compiles that once a process, in 0.2 s for each kind of codes.
 
-What XLA cannot do with a custom call: `jax.export` refuses it for "cpu", so export with implementation="xla";
-and over a mesh of CPUs `jit` gathers its operands, so give each device its rows by `jax.shard_map`.
+What XLA cannot do with a custom call: `jax.export` refuses it for "cpu", so export under
+`compat.tracing_for(compat.Portable())`; and over a mesh of CPUs `jit` gathers its operands, so give each
+device its rows by `jax.shard_map`.
 """
 
 import functools
@@ -28,6 +29,8 @@ _FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 def wrong_machine() -> str | None:
     """Why these products do not run on the default device."""
+    if compat.portable():
+        return "it is known to this process alone, and the program is for any"
     if not compat.for_cpu():
         return "it is for CPUs, and the default device is none"
     if sys.platform != "linux" or platform.machine() != "x86_64":

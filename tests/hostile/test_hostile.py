@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import artifacts, http, records, safetensors_files, texts, torch_files
+from tests.hostile import artifacts, exported, http, records, safetensors_files, texts, torch_files
 from tests.hostile.door import CANARY, Case
 
 CASES = [
     *safetensors_files.CASES,
     *torch_files.CASES,
     *artifacts.CASES,
+    *exported.CASES,
     *texts.CASES,
     *records.CASES,
     *http.CASES,

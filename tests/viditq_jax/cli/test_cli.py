@@ -25,8 +25,8 @@ from viditq_jax.cli.generate import default_folder
 from viditq_jax.load import load_pipeline
 
 VERBS = (
-    "bench", "calibrate", "convert", "doctor", "evaluate", "generate", "inspect", "quantize", "report",
-    "search", "serve",
+    "bench", "calibrate", "convert", "doctor", "evaluate", "export", "generate", "inspect", "quantize",
+    "report", "search", "serve",
 )  # fmt: skip
 
 
