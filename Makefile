@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with make PYTHON=python3.11")'
 
-.PHONY: demo test lint format clean check-examples check-browser check-kernels check-triton record-kernels
+.PHONY: docs demo test lint format clean check-examples check-browser check-kernels check-triton record-kernels
 # Machine code is checked for these GPUs, one a process; `make -j2 check-kernels` takes two at a time, the longest first.
 TARGETS := sm_90 sm_80 sm_89
 
@@ -47,6 +47,10 @@ check-kernels-%: .venv-kernels/.installed
 check-triton: .venv-kernels/.installed
 	JAX_PLATFORMS=cpu .venv-kernels/bin/python -m pytest tests/pallas_kernels -k triton
 
+# The documentation, in site/: a link that leads nowhere, or an anchor that is not there, is an error.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/python -m mkdocs build --strict
+
 .venv-kernels/.installed: pyproject.toml
 	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv-kernels
@@ -71,5 +75,9 @@ check-triton: .venv-kernels/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	touch $@
 
+.venv/.installed-docs: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-kernels build dist *.egg-info
+	rm -rf site .venv .venv-kernels build dist *.egg-info
