@@ -21,8 +21,8 @@ os.environ.setdefault("VIDITQ_COMPILATION_CACHE", "off")  # no test leaves anyth
 LONGEST = (
     "test_examples.py", "test_post_training.py", "test_scale.py", "test_cli.py", "test_compare.py",
     "test_hostile.py", "test_pipeline.py", "test_stdit.py", "test_bits.py", "test_replicas.py",
-    "test_doctor.py", "test_exported.py", "test_families.py", "test_brecq.py", "test_apply.py", "test_attention_rules.py",
-    "test_calibrate.py", "test_end_to_end.py",
+    "test_doctor.py", "test_exported.py", "test_families.py", "test_brecq.py", "test_apply.py",
+    "test_attention_rules.py", "test_calibrate.py", "test_end_to_end.py",
 )  # fmt: skip
 MOST_BYTES = 2 << 30
 _PAGE = 4096
