@@ -116,6 +116,19 @@ def test_a_searched_plan_is_better_than_the_same_bits_everywhere_and_than_the_gr
     assert all(row["average_bits"] <= row["budget"] for row in curve)
 
 
+@pytest.mark.parametrize("model", ["default", "stressed", "default-video"])
+def test_a_metric_for_each_group_of_layers_is_as_good_as_one_for_all_at_five_bits(model: str) -> None:
+    rows = json.loads((SPEED / "search-metrics.json").read_text())
+    plans = [row for row in rows if (row["model"], row["budget"], row["plan"]) == (model, 5.0, "milp")]
+    (decoupled,) = [row for row in plans if row["group_metrics"]]
+    (one,) = [row for row in plans if not row["group_metrics"]]
+    assert decoupled["psnr_db"] >= one["psnr_db"] - 0.1
+    uniform = next(
+        row for row in rows if (row["model"], row["budget"], row["plan"]) == (model, 4.0, "uniform")
+    )
+    assert decoupled["psnr_db"] >= uniform["psnr_db"] + 2
+
+
 def test_records_of_speed_say_what_they_compared_and_where() -> None:
     files = [file for kind in ("ops", "pipeline") for file in SPEED.glob(f"{kind}-*.json")]
     records = [json.loads(file.read_text()) for file in files]
