@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser.window import DESKTOP, PHONE, Window
 from viditq_jax.evaluate.psnr import psnr
 
+ROOT = Path(__file__).parents[2]
 _MOST_MS = 240_000  # to compile on a busy machine
 
 
@@ -29,7 +31,7 @@ def url() -> Iterator[str]:
         [sys.executable, "-c", command, *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as server:
         assert server.stdout
         said = re.match(r"(http://127\.0\.0\.1:\d+) ", server.stdout.readline())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import artifacts, exported, http, records, safetensors_files, texts, torch_files
+from tests.hostile import artifacts, exported, http_requests, records, safetensors_files, texts, torch_files
 from tests.hostile.door import CANARY, Case
 
 CASES = [
@@ -19,7 +19,7 @@ CASES = [
     *exported.CASES,
     *texts.CASES,
     *records.CASES,
-    *http.CASES,
+    *http_requests.CASES,
 ]
 FEWEST = 100
 
