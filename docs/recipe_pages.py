@@ -16,7 +16,11 @@ _PARTS = {  # of a rule, as a page calls them
 def recipes() -> Iterator[tuple[str, str]]:
     """A page a recipe, and one of all of them."""
     quality = json.loads((RECORDS / "quality-image.json").read_text())
-    measured = json.loads((RECORDS / "recipes-image.json").read_text())
+    measured = [
+        row
+        for kind in ("image", "video")
+        for row in json.loads((RECORDS / f"recipes-{kind}.json").read_text())
+    ]
     texts = {path.stem: json.loads(path.read_text()) for path in sorted(RECIPES.glob("*.json"))}
     lines = [[f"[`{name}`]({name}.md)", recipe["source"]] for name, recipe in texts.items()]
     text = [
@@ -59,8 +63,15 @@ def _likeness(name: str, measured: list[dict[str, Any]]) -> Iterator[str]:
     rows = [row for row in measured if row["recipe"] == name and "weight_bytes_vs_bfloat16" in row]
     if not rows or name == "float":
         return
-    models = {"default": "the packaged model", "stressed": "the same, with planted outliers"}
-    figures = {"psnr_db": ".1f", "ssim": ".3f", "latent_rel_l2": ".3f", "weight_bytes_vs_bfloat16": ".3f"}
+    models = {
+        "default": "the packaged model",
+        "stressed": "the same, with planted outliers",
+        "default-video": "the packaged video model",
+    }
+    figures = {
+        "prompts": "", "psnr_db": ".1f", "ssim": ".3f", "latent_rel_l2": ".3f",
+        "weight_bytes_vs_bfloat16": ".3f",
+    }  # fmt: skip
     lines = [
         [models.get(row["model"], row["model"]), *(f"{row[key]:{form}}" for key, form in figures.items())]
         for row in rows
@@ -68,11 +79,11 @@ def _likeness(name: str, measured: list[dict[str, Any]]) -> Iterator[str]:
     first = rows[0]
     yield "## Measured"
     yield (
-        f"Likeness to the float model: {first['prompts']} prompts of {first['steps']} steps, on a "
-        f"{first['device']}, {first['date']}, jax {first['versions']['jax']}. What to mind when reading "
-        "these is on [the page of measurements](../measured.md)."
+        f"Likeness to the float model after {first['steps']} steps, on a {first['device']}, {first['date']}, "
+        f"jax {first['versions']['jax']}. What to mind when reading these is on [the page of "
+        "measurements](../measured.md)."
     )
-    yield table(["on", "PSNR, dB", "SSIM", "latent error", "linear weights, of bfloat16"], lines)
+    yield table(["on", "prompts", "PSNR, dB", "SSIM", "latent error", "linear weights, of bfloat16"], lines)
 
 
 def _degradation(name: str, quality: dict[str, Any]) -> Iterator[str]:
