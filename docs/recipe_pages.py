@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from viditq_jax.report.markdown import markdown_table
+
 ROOT = Path(__file__).parent.parent
 RECIPES, RECORDS = ROOT / "viditq_jax/assets/recipes", ROOT / "benchmarks/records"
 _PARTS = {  # of a rule, as a page calls them
@@ -115,8 +117,6 @@ def codes(names: Any) -> str:
 
 
 def table(titles: list[str], rows: list[list[Any]]) -> str:
-    """A table in markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    """A table in markdown, of any text."""
+    plain = [[str(cell).replace("|", "\\|") for cell in line] for line in (titles, *rows)]
+    return markdown_table(plain[0], plain[1:])

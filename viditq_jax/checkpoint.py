@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from viditq_jax import sealed
-from viditq_jax.files import writing_folder
+from viditq_jax.files import write_atomic
 from viditq_jax.net import Net
 from viditq_jax.sealed import ArtifactError, Kind
 
@@ -110,25 +110,12 @@ def save(artifact: Artifact, path: str | Path, *, overwrite: bool = False) -> Pa
     Raises ArtifactError if the folder exists (unless `overwrite`, which replaces it at the very end), or if
     the disk refuses; nothing half-written is left behind and an existing artifact stays untouched.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} exists already; choose another name, or ask to overwrite it.")
-    if path.exists() and not (path / FACTS_FILE).is_file():
-        raise ArtifactError(f"{path} exists and is not an artifact (no {FACTS_FILE}); it is not overwritten.")
-    try:
-        with writing_folder(path, overwrite=overwrite) as partial:
-            for name, load in artifact.nets.items():
-                _write(named_arrays(load()), (partial / name).resolve())
-            for name, content in artifact.files.items():
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                (partial / name).write_bytes(content)
-            text = sealed.text(partial, KIND, {**artifact.facts, "versions": versions()})
-            (partial / FACTS_FILE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
-            f"permissions of {path.parent}, and run again."
-        ) from error
+    path, facts = Path(path), {**artifact.facts, "versions": versions()}
+    with sealed.writing(path, KIND, facts, overwrite=overwrite) as partial:
+        for name, load in artifact.nets.items():
+            _write(named_arrays(load()), (partial / name).resolve())
+        for name, content in artifact.files.items():
+            write_atomic(partial / name, content)
     return path
 
 

@@ -21,7 +21,6 @@ round before are written: at most three rounds are in memory.
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -40,7 +39,7 @@ from viditq_jax.checkpoint import fingerprint, versions
 from viditq_jax.files import append_line, drop_torn_line, whole_lines, write_atomic, write_json
 from viditq_jax.pipeline import Pipeline, check_finite
 from viditq_jax.programs import Call, Plan
-from viditq_jax.video import contact_sheet, frames_of_strip, read_picture, strip, write_mp4
+from viditq_jax.video import contact_sheet, frames_of_strip, png, read_picture, strip, write_mp4
 
 CONTACT = "contact.png"
 LIST = "manifest.jsonl"
@@ -106,10 +105,8 @@ class Manifest:
         for entry in missing:
             write_mp4(self._image(entry), self.folder / entry["video"], fps=self.fps)
         if missing or not (self.folder / CONTACT).is_file():
-            buffer = io.BytesIO()
             sheet = contact_sheet(self.images(), [str(entry["condition"]) for entry in self.entries])
-            sheet.save(buffer, format="PNG")
-            write_atomic(self.folder / CONTACT, buffer.getvalue())
+            write_atomic(self.folder / CONTACT, png(sheet))
 
 
 def generate(
@@ -361,9 +358,8 @@ def _write(
     picture = sample
     if sample.ndim == 4:
         picture, entry["frames"], entry["video"] = strip(sample), len(sample), f"{index:05d}.mp4"
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    write_atomic(listed.parent / entry["file"], buffer.getvalue())
+    content = png(Image.fromarray(picture))
+    write_atomic(listed.parent / entry["file"], content)
     if fps is not None:
         write_mp4(sample, listed.parent / entry["video"], fps=fps)
-    append_line(listed, json.dumps({**entry, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}))
+    append_line(listed, json.dumps({**entry, "sha256": hashlib.sha256(content).hexdigest()}))

@@ -4,11 +4,15 @@ The facts are written last, and reading them checks all of it, so that whatever 
 error that names the files. The hashes are for accidents: they do not say who made a folder.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from viditq_jax.files import write_atomic, writing_folder
 
 _BLOCK = 1 << 22  # bytes read at once while hashing
 _MOST_BYTES = 1 << 26  # of the facts
@@ -42,10 +46,37 @@ def digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def text(folder: Path, kind: Kind, facts: dict[str, Any]) -> str:
-    """What the file of facts of a folder that is filled has to say."""
-    sealed = {"format": kind.version, **facts, "files": listing(folder, kind)}
-    return json.dumps({**sealed, "sha256": digest(sealed)}, indent=1) + "\n"
+def check_free(path: Path, kind: Kind, *, overwrite: bool) -> None:
+    """Raise ArtifactError where a folder may not be written: over another, unless `overwrite`; over what is
+    no folder of this kind, never.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise ArtifactError(f"{path} exists already; choose another name, or ask to overwrite it.")
+    if not (path / kind.facts).is_file():
+        raise ArtifactError(f"{path} exists and is not {kind.noun} (no {kind.facts}); it is not overwritten.")
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: Kind, facts: dict[str, Any], *, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which is sealed with the facts and appears under its name at the end of the block.
+
+    Raises ArtifactError as `check_free` does, and if the disk refuses; then nothing half-written is left
+    behind, and what was there stays untouched.
+    """
+    check_free(path, kind, overwrite=overwrite)
+    try:
+        with writing_folder(path, overwrite=overwrite) as partial:
+            yield partial
+            sealed = {"format": kind.version, **facts, "files": listing(partial, kind)}
+            text = json.dumps({**sealed, "sha256": digest(sealed)}, indent=1) + "\n"
+            write_atomic(partial / kind.facts, text)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
+            f"permissions of {path.parent}, and run again."
+        ) from error
 
 
 def read(path: Path, kind: Kind) -> dict[str, Any]:

@@ -46,6 +46,13 @@ def frames_of_strip(picture: UInt8[np.ndarray, "h f 3"], frames: int) -> Video:
     return np.stack(np.split(picture, frames, axis=1))
 
 
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def read_picture(content: bytes, where: Path) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of a picture that lay at `where`. Raises ValueError for what is none, or a huge one."""
     try:
@@ -110,9 +117,7 @@ def data_uri(sample: UInt8[np.ndarray, "*t h w 3"], fps: float | None = None) ->
     """A picture, or with `fps` a video that plays again and again, as a URI that holds it without loss."""
     if fps is not None:
         return "data:image/webp;base64," + base64.b64encode(animation(sample, fps=fps)).decode()
-    buffer = io.BytesIO()
-    Image.fromarray(sample).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(sample))).decode()
 
 
 def contact_sheet(videos: Sequence[Video], labels: Sequence[str]) -> Image.Image:

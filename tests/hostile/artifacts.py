@@ -17,7 +17,8 @@ import numpy as np
 
 from tests import tiny
 from tests.hostile.door import table
-from viditq_jax import checkpoint, sealed
+from tests.hostile.sealed_folder import SealedFolder
+from viditq_jax import checkpoint
 from viditq_jax.load import load_pipeline
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.recipe import Recipe, Rule
@@ -58,31 +59,8 @@ def artifact() -> Path:
     return pipeline().save(Path(mkdtemp()) / "artifact")
 
 
-def altered(change: Callable[[Path], Any], *, sealed: bool = False) -> Callable[[Path], Any]:
-    """A copy of the artifact after a change; sealed: with a list of files and hashes that fits again."""
-
-    def make(folder: Path) -> None:
-        copy = folder / "artifact"
-        shutil.copytree(artifact(), copy)
-        change(copy)
-        if sealed:
-            seal(copy, lambda facts: None)
-
-    return make
-
-
-def seal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    facts = json.loads((folder / "pipeline.json").read_text())
-    del facts["sha256"]
-    facts["files"] = sealed.listing(folder, checkpoint.KIND)
-    change(facts)
-    text = json.dumps({**facts, "sha256": sealed.digest(facts)})
-    (folder / "pipeline.json").write_text(text)
-
-
-def facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
-    """An artifact with other facts, whose hashes are right."""
-    return altered(lambda folder: seal(folder, change))
+FOLDER = SealedFolder(artifact, checkpoint.KIND, "artifact")
+altered, facts = FOLDER.altered, FOLDER.facts
 
 
 def scale(field: str, value: float) -> Callable[[Path], Any]:
@@ -114,7 +92,7 @@ def edited(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path
         change(content)
         (folder / name).write_text(json.dumps(content))
 
-    return altered(edit, sealed=True)
+    return altered(edit, again=True)
 
 
 def flipped(folder: Path) -> None:
@@ -160,7 +138,7 @@ CASES = table(
             altered(link("denoiser/more", "/etc/passwd")),
             "denoiser/more is a symbolic link",
         ),
-        "a link to a folder": (altered(link("more", "/etc"), sealed=True), "more is a symbolic link"),
+        "a link to a folder": (altered(link("more", "/etc"), again=True), "more is a symbolic link"),
         "a pipe for facts": (altered(swapped), "has no weights"),
         "facts that are no JSON": (
             altered(lambda f: (f / "pipeline.json").write_bytes(b"\xff\0")),
@@ -247,7 +225,7 @@ CASES = table(
             r"lies in pieces of \[1048576, 65536\]",
         ),
         "pieces that are no JSON": (
-            altered(lambda f: (f / ZARRAY).write_text("[" * 100_000), sealed=True),
+            altered(lambda f: (f / ZARRAY).write_text("[" * 100_000), again=True),
             "zarray is not valid",
         ),
         "a filter that unpickles": (
@@ -255,16 +233,16 @@ CASES = table(
             "not a tree of arrays",
         ),
         "a piece that is no zstd": (
-            altered(lambda f: (f / CHUNK).write_bytes(b"garbage"), sealed=True),
+            altered(lambda f: (f / CHUNK).write_bytes(b"garbage"), again=True),
             "cannot be read",
         ),
-        "no piece": (altered(lambda f: (f / CHUNK).unlink(), sealed=True), "cannot be read"),
+        "no piece": (altered(lambda f: (f / CHUNK).unlink(), again=True), "cannot be read"),
         "a tree nested deeply": (
-            altered(lambda f: (f / "denoiser/_METADATA").write_text("[" * 100_000), sealed=True),
+            altered(lambda f: (f / "denoiser/_METADATA").write_text("[" * 100_000), again=True),
             "is not a tree of arrays",
         ),
         "another format of arrays": (
-            altered(lambda f: (f / "denoiser/manifest.ocdbt").write_bytes(b""), sealed=True),
+            altered(lambda f: (f / "denoiser/manifest.ocdbt").write_bytes(b""), again=True),
             "of a format that artifacts do not have",
         ),
     },

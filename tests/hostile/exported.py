@@ -1,9 +1,7 @@
 """Exported programs that were torn, altered or made on purpose: some with hashes that are right again."""
 
 import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests import tiny
 from tests.hostile.door import table
-from viditq_jax import sealed
+from tests.hostile.sealed_folder import SealedFolder
 from viditq_jax.export import export_pipeline, load_exported
 from viditq_jax.export._folder import KIND
 
@@ -31,30 +29,8 @@ def program() -> Path:
     return export_pipeline(alone, Path(mkdtemp()) / "program", batch=2)
 
 
-def altered(change: Callable[[Path], Any], *, again: bool = False) -> Callable[[Path], Any]:
-    """A copy after a change; again: with a list of files and hashes that fits again."""
-
-    def make(folder: Path) -> None:
-        copy = folder / "program"
-        shutil.copytree(program(), copy)
-        change(copy)
-        if again:
-            seal(copy, lambda facts: None)
-
-    return make
-
-
-def seal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    facts = json.loads((folder / FACTS).read_text())
-    del facts["sha256"]
-    facts["files"] = sealed.listing(folder, KIND)
-    change(facts)
-    (folder / FACTS).write_text(json.dumps({**facts, "sha256": sealed.digest(facts)}))
-
-
-def facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
-    """Other facts, whose hashes are right."""
-    return altered(lambda folder: seal(folder, change))
+FOLDER = SealedFolder(program, KIND, "program")
+altered, facts = FOLDER.altered, FOLDER.facts
 
 
 def flipped(name: str) -> Callable[[Path], Any]:

@@ -161,7 +161,7 @@ def test_what_is_there_is_replaced_only_if_asked_and_only_if_it_is_a_program(
     with pytest.raises(ArtifactError, match="exists already"):
         export_pipeline(quantized, folder)
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ArtifactError, match="is no exported program"):
+    with pytest.raises(ArtifactError, match="exists and is not an exported program"):
         export_pipeline(quantized, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 

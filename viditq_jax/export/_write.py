@@ -26,11 +26,10 @@ from viditq_jax.export._folder import (
     targets,
     weights_of,
 )
-from viditq_jax.files import write_atomic, writing_folder
+from viditq_jax.files import write_atomic
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.programs import Call
-from viditq_jax.sealed import ArtifactError
 
 _CORRECTION = "correction"  # among the arrays of the denoiser: PTQD's
 
@@ -63,10 +62,7 @@ def export_pipeline(
         raise ValueError(f"batch is {batch}; a program makes at least one sample.")
     if pipeline.mesh is not None:
         raise ValueError("a program is for one device; load the pipeline without a mesh to export it.")
-    if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} exists already; choose another name, or ask to overwrite it.")
-    if path.exists() and not (path / KIND.facts).is_file():
-        raise ArtifactError(f"{path} exists and is no exported program; it is not overwritten.")
+    sealed.check_free(path, KIND, overwrite=overwrite)  # before the work
 
     plan = pipeline.plan(steps=steps, scale=guidance, size=size, frames=frames)
     conditions = any_conditions(pipeline.facts, batch)
@@ -86,22 +82,15 @@ def export_pipeline(
         "programs": {name: shapes(each) for name, each in exported.items()},
         "versions": versions(),
     }
-    try:
-        with writing_folder(path, overwrite=overwrite) as partial:
-            for name, each in exported.items():
-                write_atomic(partial / file_of(name), bytes(each.serialize()))
-            (partial / "weights").mkdir()
-            for name in sorted({MODELS[each] for each in exported}):
-                arrays = {key: np.asarray(leaf) for key, leaf in _arrays(pipeline, name, plan).items()}
-                save_safetensors(partial / weights_of(name), arrays)
-            for name, content in pipeline.files.items():
-                write_atomic(partial / name, content)
-            write_atomic(partial / KIND.facts, sealed.text(partial, KIND, facts))
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} could not be written ({error}); nothing was changed. Free some space, or check the "
-            f"permissions of {path.parent}, and run again."
-        ) from error
+    with sealed.writing(path, KIND, facts, overwrite=overwrite) as partial:
+        for name, each in exported.items():
+            write_atomic(partial / file_of(name), bytes(each.serialize()))
+        (partial / "weights").mkdir()
+        for name in sorted({MODELS[each] for each in exported}):
+            arrays = {key: np.asarray(leaf) for key, leaf in _arrays(pipeline, name, plan).items()}
+            save_safetensors(partial / weights_of(name), arrays)
+        for name, content in pipeline.files.items():
+            write_atomic(partial / name, content)
     return path
 
 

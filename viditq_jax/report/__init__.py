@@ -3,7 +3,6 @@
 What a run folder holds is in `report/run.py`.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from viditq_jax.report.quality import quality_rows, verdicts
 from viditq_jax.report.run import Run, read_run
 from viditq_jax.report.search import search_section
 from viditq_jax.report.thresholds import BelowThresholdError, check_thresholds, parse_thresholds
-from viditq_jax.video import contact_sheet, data_uri
+from viditq_jax.video import contact_sheet, data_uri, png
 
 __all__ = [
     "BelowThresholdError",
@@ -149,8 +148,8 @@ def write_report(folder: str | Path, *, search: str | Path | None = None) -> tup
     page = html(run, search)
     side = run.still(next(iter(run.pictures)), 0).shape[1]
     if run.fps:
-        write_atomic(folder / "strips.png", _png(strips(run, 0)))
-    write_atomic(folder / "grid.png", _png(grid(run, scale=max(1, 128 // side))))
+        write_atomic(folder / "strips.png", png(strips(run, 0)))
+    write_atomic(folder / "grid.png", png(grid(run, scale=max(1, 128 // side))))
     with writing(folder / "recipes.png") as file:
         recipes_chart(run).savefig(file, format="png", dpi=130, metadata={"Software": None})
     write_atomic(folder / "report.html", page)
@@ -177,9 +176,3 @@ def _cell(sample: np.ndarray, fps: float | None) -> dict[str, str | None]:
     """
     still = None if fps is None else data_uri(sample[len(sample) // 2])
     return {"uri": data_uri(sample, fps), "still": still}
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
