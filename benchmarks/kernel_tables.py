@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pallas_kernels import compat, dispatch
+from pallas_kernels import devices, dispatch
 from tests.machine_code.record import FOLDER, machine_code
 from tests.machine_code.rows import ASSEMBLED, LIBRARIES, OPS, ROWS
 from tests.machine_code.targets import TARGETS
@@ -13,7 +13,7 @@ from viditq_jax.report.markdown import markdown_table
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "kernels.md"
-TPU = compat.Tpu("TPU v5e")
+TPU = devices.Tpu("TPU v5e")
 PROCESSORS = {"vnni": "run, with AVX512-VNNI"}  # implementations that not every CPU has
 Table = list[list[str]]
 _SPILLS = {"spill_stores": "spill stores", "spill_loads": "loads", "loop_spills": "of them in the loop"}
@@ -109,7 +109,7 @@ def _on_tpu(op: str, name: str) -> tuple[str, str | None]:
 @functools.cache
 def _reasons_on_tpu(op: str) -> list[dict[str, str | None]]:
     """Of all rows of an op, for a program that is not here to run."""
-    with compat.tracing_for(TPU):
+    with devices.tracing_for(TPU):
         return [row.reasons() for row in ROWS if row.op == op]
 
 

@@ -153,8 +153,10 @@ def convert(net: Net, tensors: Mapping[str, Tensor], table: Table, dtype: Any) -
             value = rule.transform.read(tensors[source].read() for source in sources)
         except ConversionError as error:
             raise ConversionError(f"{name}: {error}") from error
-        # Waiting frees `value` before the next tensor is read.
-        return jax.block_until_ready(jnp.asarray(value.astype(dtype, copy=False)))
+        # A copy, as the file may change; jnp.asarray would compile a program for each shape. Waiting frees
+        # `value` before the next tensor is read.
+        array = jax.device_put(value.astype(dtype, copy=False), may_alias=False)
+        return jax.block_until_ready(array)
 
     return net.map_variables(load)
 

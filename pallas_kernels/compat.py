@@ -2,9 +2,6 @@
 
 No other file asks for a version. What is here:
 
-- `default_gpu()`, `default_tpu()`: the device that programs traced now are for, or None; `tracing_for` names
-  one that is not here. `unsupported` asks it; a kernel body and its launch never do, so that they lower on a
-  machine without one.
 - `Target`: how a kernel body runs. `COMPILED` is for a GPU; `interpreted()` is for tests on a CPU, where it
   also finds races: `races_found()` says whether the last kernel interpreted so had one. A kernel takes a
   target as an argument and calls `target.kernel`, `target.load` and `target.iota`, not those of `plgpu`,
@@ -21,9 +18,7 @@ missing for one of them goes unseen; and its threads wait for ever where a clust
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,88 +35,6 @@ _INTERPRETER_IS_PUBLIC = hasattr(
 
 # Compute capability from which kernels without wgmma and TMA compile.
 LEAST_CAPABILITY = (8, 0) if hasattr(plgpu, "mma") else (9, 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """A GPU as kernels see it: name, compute capability as (major, minor), and streaming multiprocessors."""
-
-    name: str
-    capability: tuple[int, int]
-    cores: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Tpu:
-    """A TPU as kernels see it."""
-
-    name: str
-
-
-def default_device() -> Any:
-    """The device on which JAX places arrays by default."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None or isinstance(device, str):
-        device = jax.local_devices(backend=device)[0]
-    return device
-
-
-@dataclasses.dataclass(frozen=True)
-class Portable:
-    """Any device, by what XLA alone compiles there: no kernel and no machine code of this project, so that a
-    program runs in processes that know none of them. cpu: whether CPUs are all that it is for.
-    """
-
-    cpu: bool = False
-
-
-_other: ContextVar[Gpu | Tpu | Portable | None] = ContextVar("other", default=None)
-
-
-def for_cpu() -> bool:
-    """Whether programs traced now are for CPUs alone."""
-    other = _other.get()
-    return other.cpu if isinstance(other, Portable) else other is None and default_device().platform == "cpu"
-
-
-def portable() -> bool:
-    """Whether programs traced now are for processes without kernels of this project."""
-    return isinstance(_other.get(), Portable)
-
-
-@contextmanager
-def tracing_for(device: Gpu | Tpu | Portable) -> Iterator[None]:
-    """What is traced inside, to be exported or compiled elsewhere, is for a device that need not be here.
-
-    A function that jax.jit has traced already is not traced again.
-    """
-    token = _other.set(device)
-    try:
-        yield
-    finally:
-        _other.reset(token)
-
-
-def default_gpu() -> Gpu | None:
-    """The device on which JAX places arrays by default, if it is an NVIDIA GPU; or that of `tracing_for`."""
-    if (other := _other.get()) is not None:
-        return other if isinstance(other, Gpu) else None
-    device = default_device()
-    if device.platform not in ("gpu", "cuda"):
-        return None
-    capability = str(getattr(device, "compute_capability", ""))
-    major, point, minor = capability.partition(".")
-    if not (point and major.isdigit() and minor.isdigit()):  # AMD writes gfx942
-        return None
-    return Gpu(device.device_kind, (int(major), int(minor)), device.core_count)
-
-
-def default_tpu() -> Tpu | None:
-    """The device on which JAX places arrays by default, if it is a TPU; or that of `tracing_for`."""
-    if (other := _other.get()) is not None:
-        return other if isinstance(other, Tpu) else None
-    device = default_device()
-    return Tpu(device.device_kind) if device.platform == "tpu" else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,6 @@ from tests import tiny
 from viditq_jax import load_recipe
 from viditq_jax.calibrate import calibrate
 from viditq_jax.checkpoint import read_facts, versions
-from viditq_jax.conditions import clean_caption
 from viditq_jax.files import write_json
 from viditq_jax.generate import Manifest, generate
 from viditq_jax.pipeline import Pipeline
@@ -179,7 +178,6 @@ def main(arguments: list[str] | None = None) -> int:
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         tiny.spiece_model()
-        clean_caption("a red apple")  # imports what takes a second
         for i, name in enumerate(options.commands):
             count = options.kills * (i + 1) // len(options.commands) - options.kills * i // len(
                 options.commands

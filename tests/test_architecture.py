@@ -20,7 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.net": (),
     "viditq_jax.plugins": (),
     "viditq_jax.nn": ("viditq_jax.net", "pallas_kernels"),
-    "viditq_jax.models": ("viditq_jax.nn",),
+    "viditq_jax.models": ("viditq_jax.nn", "viditq_jax.net"),
     "viditq_jax.quant": (
         "viditq_jax.nn", "viditq_jax.net", "viditq_jax.plugins", "viditq_jax.files", "pallas_kernels",
     ),

@@ -112,8 +112,6 @@ def video(model: str = "stdit", dtype: Any = jnp.float32) -> Pipeline:
         "frames": 5,
     }
     facts["sampler"] = {**facts["sampler"], "steps": 3}
-    if facts["conditions"]["kind"] == "prompt":
-        facts["conditions"] = {**facts["conditions"], "clean_caption": False}  # costs an import of bs4
     build = plugins.find("viditq_jax.models", model, "build")
     return dataclasses.replace(still, facts=facts, denoiser=randomized(abstract(build, config), 4, dtype))
 

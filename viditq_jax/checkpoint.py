@@ -19,17 +19,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from viditq_jax import sealed
 from viditq_jax.files import write_atomic
 from viditq_jax.net import Net
 from viditq_jax.sealed import ArtifactError, Kind
+
+if TYPE_CHECKING:  # where arrays are read or written it is imported; packaged models start without it
+    import orbax.checkpoint as ocp
 
 FACTS_FILE = "pipeline.json"
 KIND = Kind("an artifact", FACTS_FILE, 1, "with `viditq convert`", "make the artifact again from its source")
@@ -77,7 +78,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer() -> "ocp.Checkpointer":
+    import orbax.checkpoint as ocp
+
     # Orbax reports each file it writes, and each array that it cannot; what it raises is enough.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
@@ -171,6 +174,8 @@ def restore(path: str | Path, name: str, target: Net, shardings: Net | None = No
     shardings: where each array goes, straight from the host; to the first device where not given.
     Raises ArtifactError, with all differences, if the stored arrays are not those that `target` describes.
     """
+    import orbax.checkpoint as ocp
+
     folder = (Path(path) / name).resolve()
     wanted = named_arrays(target)
     _check_chunks(folder)
@@ -204,7 +209,7 @@ def restore(path: str | Path, name: str, target: Net, shardings: Net | None = No
             ) from error
     structure = jax.tree.structure(target.params)
     if shardings is None:
-        leaves = [jnp.asarray(restored.pop(key)) for key in wanted]
+        leaves = [jax.device_put(restored.pop(key)) for key in wanted]
     else:
         places = jax.tree.leaves(shardings.params)
         leaves = [jax.device_put(restored.pop(key), place) for key, place in zip(wanted, places, strict=True)]

@@ -244,16 +244,35 @@ def _apply(rules: _Rules, text: str) -> str:
 
 
 def _clean_once(caption: str) -> str:
-    import bs4  # here, so that a machine which only computes needs neither
-    import ftfy
-
     text = _apply(_LINKS, urllib.parse.unquote_plus(caption).strip().lower())
+    text = _apply(_SYMBOLS, _without_markup(text))
+    if text.count("-") + text.count("_") > 3:  # words-that-are-joined-like-this
+        text = text.replace("-", " ").replace("_", " ")
+    text = html.unescape(html.unescape(_mended(text)))
+    return _apply(_PHRASES, text).strip()
+
+
+def _without_markup(text: str) -> str:
+    """The text of HTML."""
+    if _is_plain(text):
+        return text
+    import bs4  # here, as most captions need it not
+
     with warnings.catch_warnings():
         # a caption may look like a file name
         warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)
-        text = bs4.BeautifulSoup(text, features="html.parser").text
-    text = _apply(_SYMBOLS, text)
-    if text.count("-") + text.count("_") > 3:  # words-that-are-joined-like-this
-        text = text.replace("-", " ").replace("_", " ")
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return _apply(_PHRASES, text).strip()
+        return bs4.BeautifulSoup(text, features="html.parser").text
+
+
+def _mended(text: str) -> str:
+    """The text, its letters as they were meant where another encoding has made others of them."""
+    if _is_plain(text):
+        return text
+    import ftfy
+
+    return ftfy.fix_text(text)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether neither HTML nor a wrong encoding can be in the text."""
+    return text.isascii() and text.isprintable() and not set(text) & set("<&")

@@ -121,7 +121,24 @@ class Net:
 
 def abstract(build: Callable[..., nnx.Module], config: Any) -> Net:
     """The shapes of `build(config)` without computing or allocating any weight."""
-    return Net.of(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
+    return Net.of(nnx.eval_shape(lambda: build(config, rngs=_Undrawn())))
+
+
+class _Undrawn(nnx.Rngs):
+    """Keys of which nothing is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
+def draw(initializer: Callable[..., jax.Array], shape: tuple[int, ...], rngs: nnx.Rngs) -> jax.Array:
+    """Fresh weights in float32: initializer(key, shape, dtype); zeros for `abstract`, which asks for shapes.
+
+    To trace an initializer takes longer than to load what replaces it.
+    """
+    if isinstance(rngs, _Undrawn):
+        return jnp.zeros(shape, jnp.float32)
+    return initializer(rngs.params(), shape, jnp.float32)
 
 
 def initialize(build: Callable[..., nnx.Module], config: Any, *, seed: int = 0) -> Net:

@@ -4,6 +4,7 @@ This is the only dynamic import of the project.
 """
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from typing import Any
@@ -11,8 +12,14 @@ from typing import Any
 
 def names(package: str) -> list[str]:
     """The public modules of a package such as "viditq_jax.models"."""
+    return list(_names(package))
+
+
+@functools.cache
+def _names(package: str) -> tuple[str, ...]:
     found = importlib.import_module(package)
-    return sorted(item.name for item in pkgutil.iter_modules(found.__path__) if not item.name.startswith("_"))
+    files = pkgutil.iter_modules(found.__path__)
+    return tuple(sorted(item.name for item in files if not item.name.startswith("_")))
 
 
 def find(package: str, name: str, attribute: str | None = None) -> Any:

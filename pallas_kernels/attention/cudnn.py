@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.compat import Gpu, default_gpu
+from pallas_kernels.devices import Gpu, default_gpu
 
 FLOATS = (jnp.bfloat16, jnp.float16)
 CAPABILITY = (8, 0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 from pallas_kernels.attention.reference import codes, masked, smooth
 
 
@@ -25,7 +25,7 @@ def unsupported(*_: Any, **__: Any) -> str | None:
 
 def most_bytes() -> int:
     """Of the scores of one turn."""
-    return 2**22 if compat.for_cpu() else 2**28
+    return 2**22 if devices.for_cpu() else 2**28
 
 
 def run(

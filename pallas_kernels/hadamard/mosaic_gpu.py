@@ -16,7 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels import instructions, tuning
-from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target, default_gpu
+from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target
+from pallas_kernels.devices import default_gpu
 from pallas_kernels.hadamard import _registers as registers
 from pallas_kernels.rows import CANDIDATES, Tiles, fitting, ranked
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import lanes, tuning
-from pallas_kernels.compat import default_tpu
+from pallas_kernels.devices import default_tpu
 from pallas_kernels.hadamard import _lanes
 
 

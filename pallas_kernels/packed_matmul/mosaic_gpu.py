@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import tuning
-from pallas_kernels.compat import default_gpu
+from pallas_kernels.devices import default_gpu
 from pallas_kernels.packed_matmul._codes import codes
 from pallas_kernels.scaled_matmul import mosaic_gpu
 from pallas_kernels.scaled_matmul._sm90 import Tiles

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from pallas_kernels import tuning
-from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target, default_gpu
+from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target
+from pallas_kernels.devices import default_gpu
 from pallas_kernels.hadamard import _registers as registers
 from pallas_kernels.quantize_rows import xla
 from pallas_kernels.quantize_rows._channels import of_channels

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from pallas_kernels import lanes, tuning
-from pallas_kernels.compat import default_tpu
+from pallas_kernels.devices import default_tpu
 from pallas_kernels.hadamard import _lanes
 from pallas_kernels.quantize_rows._channels import of_channels
 from pallas_kernels.quantize_rows.reference import Result, normalized, quantized

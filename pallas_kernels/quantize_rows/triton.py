@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from pallas_kernels import triton_kernels, tuning
-from pallas_kernels.compat import default_gpu
+from pallas_kernels.devices import default_gpu
 from pallas_kernels.hadamard._registers import misfit as misfit_of_rotation
 from pallas_kernels.quantize_rows._channels import of_channels
 from pallas_kernels.quantize_rows.reference import FLOAT32_MAX, TINY, Result, limits

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from pallas_kernels import tuning
-from pallas_kernels.compat import default_gpu
+from pallas_kernels.devices import default_gpu
 from pallas_kernels.triton_kernels import MOST_ELEMENTS, Program, Run
 
 Shaped = jax.Array | jax.ShapeDtypeStruct

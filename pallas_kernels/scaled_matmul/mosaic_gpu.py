@@ -12,7 +12,8 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from pallas_kernels import tuning
-from pallas_kernels.compat import COMPILED, Gpu, Target, default_gpu
+from pallas_kernels.compat import COMPILED, Target
+from pallas_kernels.devices import Gpu, default_gpu
 from pallas_kernels.scaled_matmul._sm90 import Tiles, most_stages, product
 from pallas_kernels.scaled_matmul._sm90_epilogue import PART
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pallas_kernels.compat import default_gpu
+from pallas_kernels.devices import default_gpu
 
 LEAST_CAPABILITY = (8, 0)  # the first with int8 products of 16 x 8 x 32 and copies past the registers
 PACKAGES = {"triton": "triton", "jax_triton": "jax-triton"}

@@ -5,7 +5,7 @@ XLA:CPU of jax 0.10 does not use these instructions. `_ir.py` is how LLVM IR is 
 llvmlite compiles that once a process, in 0.2 s for each kind of codes.
 
 What XLA cannot do with a custom call: `jax.export` refuses it for "cpu", so export under
-`compat.tracing_for(compat.Portable())`; and over a mesh of CPUs `jit` gathers its operands, so give each
+`devices.tracing_for(devices.Portable())`; and over a mesh of CPUs `jit` gathers its operands, so give each
 device its rows by `jax.shard_map`.
 """
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int8, Int32, UInt8
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 
 CODES = 4  # that an instruction sums in one lane
 MOST_IN_A_GROUP = 16448  # codes less zero points: their sum has 22 bits
@@ -29,9 +29,9 @@ _FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 def wrong_machine() -> str | None:
     """Why these products do not run on the default device."""
-    if compat.portable():
+    if devices.portable():
         return "it is known to this process alone, and the program is for any"
-    if not compat.for_cpu():
+    if not devices.for_cpu():
         return "it is for CPUs, and the default device is none"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"it is written for Linux on x86_64, and this is {sys.platform} on {platform.machine()}"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from pallas_kernels import compat
+from pallas_kernels import devices
 
 LIMIT = 600  # seconds; a kernel takes five on an idle machine
 
@@ -34,7 +34,7 @@ def lowered_for_tpu(function: Callable[..., Any], *arguments: Any) -> str:
     name = "TPU v5e"
     device = AbstractDevice(device_kind=name, num_cores=1, platform="tpu")
     with (
-        compat.tracing_for(compat.Tpu(name)),
+        devices.tracing_for(devices.Tpu(name)),
         use_abstract_mesh(AbstractMesh((), (), abstract_device=device)),
     ):
         return jax.export.export(jax.jit(function), platforms=["tpu"])(*arguments).mlir_module()

@@ -11,7 +11,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.attention import attention as plain_attention
 from pallas_kernels.attention import check, cudnn, reference, xla
 from pallas_kernels.attention.cases import CASES
-from pallas_kernels.compat import Gpu
+from pallas_kernels.devices import Gpu
 from pallas_kernels.quantize_rows import quantize_rows
 from tests.pallas_kernels.unsupported import skip_unsupported
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import compat, dispatch
+from pallas_kernels import devices, dispatch
 from pallas_kernels.quantize_rows import quantize_rows
 from pallas_kernels.scaled_matmul import reference, scaled_matmul, xla
 from tests.pallas_kernels.unsupported import skip_unsupported
@@ -49,8 +49,8 @@ def test_a_kernel_test_is_skipped_with_the_reason_that_its_implementation_gives(
 
 def test_programs_for_other_processes_are_those_of_xla():
     """Machine code that this process registered, and kernels for the device that it has, stay here."""
-    for everywhere in (compat.Portable(), compat.Portable(cpu=True)):
-        with compat.tracing_for(everywhere), dispatch.choices() as made:
+    for everywhere in (devices.Portable(), devices.Portable(cpu=True)):
+        with devices.tracing_for(everywhere), dispatch.choices() as made:
             jax.eval_shape(lambda: scaled_matmul(X, X, ONE, ONE))
         assert [each.implementation for each in made] == ["xla"]
         assert all(reason for reason in made[0].others.values())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compat, dispatch, lanes
+from pallas_kernels import compat, devices, dispatch, lanes
 from pallas_kernels.hadamard import _lanes, hadamard, matrix, tpu
 from tests.pallas_kernels.interpretation import lowered_for_tpu
 
@@ -85,7 +85,7 @@ def test_the_kernel_that_a_tpu_takes_lowers_for_it(m, k, block):
 
 
 def test_blocks_that_do_not_fill_lanes_are_left_to_xla():
-    with compat.tracing_for(compat.Tpu("TPU v5e")):
+    with devices.tracing_for(devices.Tpu("TPU v5e")):
         reasons = dispatch.explain("hadamard", jnp.ones((4, 1152)), block=96, regular=False)
     assert reasons["tpu"].startswith("the factors (12, 2, 2, 2) of blocks of 96 do not fill 128 lanes")
     assert reasons["xla"] is None

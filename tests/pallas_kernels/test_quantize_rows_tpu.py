@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compat, dispatch, lanes
+from pallas_kernels import compat, devices, dispatch, lanes
 from pallas_kernels.quantize_rows import Rows, quantize_rows, tpu
 from tests.pallas_kernels.interpretation import lowered_for_tpu
 from tests.pallas_kernels.same_rows import assert_same, assert_within_the_contract
@@ -123,7 +123,7 @@ def test_the_kernel_that_a_tpu_takes_lowers_for_it(case):
 
 
 def reason(x=X, **options):
-    with compat.tracing_for(compat.Tpu("TPU v5e")):
+    with devices.tracing_for(devices.Tpu("TPU v5e")):
         return dispatch.explain("quantize_rows", x, **(PLAIN | options))["tpu"]
 
 

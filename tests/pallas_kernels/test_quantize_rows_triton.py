@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch
-from pallas_kernels.compat import tracing_for
+from pallas_kernels.devices import tracing_for
 from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.quantize_rows import Rows, quantize_rows
 from pallas_kernels.quantize_rows.cases import CASES, FUSED

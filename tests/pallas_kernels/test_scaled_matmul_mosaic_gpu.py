@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch
-from pallas_kernels.compat import Gpu, interpreted, races_found
+from pallas_kernels.compat import interpreted, races_found
+from pallas_kernels.devices import Gpu
 from pallas_kernels.scaled_matmul import reference
 from pallas_kernels.scaled_matmul._sm90 import BARRIERS, DEPTH, SHARED, Tiles, most_stages
 from pallas_kernels.scaled_matmul._sm90_epilogue import GROUPS, Epilogue

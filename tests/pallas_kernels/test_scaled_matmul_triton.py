@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch, triton_kernels, tuning
-from pallas_kernels.compat import Gpu, tracing_for
+from pallas_kernels.devices import Gpu, tracing_for
 from pallas_kernels.scaled_matmul import reference, scaled_matmul
 from pallas_kernels.scaled_matmul._triton import CANDIDATES, Tiles, ranked_tiles
 from pallas_kernels.scaled_matmul.cases import CASES

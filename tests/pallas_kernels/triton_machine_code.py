@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from pallas_kernels.compat import Gpu, tracing_for
+from pallas_kernels.devices import Gpu, tracing_for
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108)
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128)

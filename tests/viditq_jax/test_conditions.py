@@ -3,12 +3,17 @@ import io
 import random
 import warnings
 
+import bs4
+import ftfy
 import numpy as np
 import pytest
 import sentencepiece
 from diffusers import PixArtSigmaPipeline
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import T5Tokenizer
 
+from viditq_jax import conditions
 from viditq_jax.conditions import Tokenizer, clean_caption, labels_to_array
 
 CAPTIONS = [
@@ -66,6 +71,12 @@ def expected(pipeline: PixArtSigmaPipeline, caption: str) -> str:
 @pytest.mark.parametrize("caption", TRICKY)
 def test_cleaning_equals_diffusers(pipeline, caption):
     assert clean_caption(caption) == expected(pipeline, caption)
+
+
+@given(st.text([chr(sign) for sign in range(32, 127) if chr(sign) not in "<&"]))
+def test_what_is_called_plain_no_library_changes(text):
+    assert conditions._is_plain(text)
+    assert ftfy.fix_text(text) == bs4.BeautifulSoup(text, features="html.parser").text == text
 
 
 def test_cleaning_equals_diffusers_on_shuffled_debris(pipeline):

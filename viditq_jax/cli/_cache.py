@@ -13,7 +13,7 @@ import jax
 SWITCH = "VIDITQ_COMPILATION_CACHE"
 FOLDER = "jax_compilation_cache_dir"  # of JAX
 MOST_BYTES = 4 << 30  # the programs that were not used for longest go first
-LEAST_SECONDS = 0.2  # that a program took to compile
+LEAST_SECONDS = 0.0  # that a program took to compile: dozens of small ones take seconds together
 
 
 def folder() -> Path:

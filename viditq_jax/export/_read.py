@@ -167,7 +167,9 @@ def load_exported(path: str | Path) -> ExportedPipeline:
         for name, each in exported.items():
             _check_weights(name, arguments(each)[0], tensors[MODELS[name]])
         arrays = {
-            model: {name: jnp.asarray(tensor.read()) for name, tensor in sorted(held.items())}
+            model: {
+                name: jax.device_put(tensor.read(), may_alias=False) for name, tensor in sorted(held.items())
+            }
             for model, held in tensors.items()
         }
         loaded = ExportedPipeline(

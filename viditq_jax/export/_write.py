@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from converters.safetensors_file import save_safetensors
-from pallas_kernels.compat import Portable, tracing_for
+from pallas_kernels.devices import Portable, tracing_for
 from viditq_jax import facts as said
 from viditq_jax import programs, sealed
 from viditq_jax.checkpoint import named_arrays, versions

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from viditq_jax.net import draw
 from viditq_jax.nn.attention import SelfAttention
 from viditq_jax.nn.embed import Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify
 from viditq_jax.nn.linear import After, Linear, Modulated, zeroed
@@ -64,7 +65,7 @@ class Table(nnx.Module):
     """A matrix whose rows are looked up by number."""
 
     def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width), jnp.float32))
+        self.weight = nnx.Param(0.02 * draw(jax.random.normal, (rows, width), rngs))
 
     def __call__(self, row: Int[Array, " b"]) -> Float[Array, "b d"]:
         """The rows asked for."""

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from viditq_jax.net import draw
 from viditq_jax.nn.attention import attention, merge_heads, split_heads
 from viditq_jax.nn.linear import Linear
 from viditq_jax.nn.norm import RMSNorm
@@ -62,7 +63,7 @@ def distance_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
 
 
 def _normal(shape: tuple[int, ...], std: float, rngs: nnx.Rngs) -> jax.Array:
-    return std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return std * draw(jax.random.normal, shape, rngs)
 
 
 def _projection(in_features: int, out_features: int, std: float, *, rngs: nnx.Rngs) -> Linear:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from viditq_jax.net import draw
 from viditq_jax.nn.attention import attention, merge_heads, split_heads
 from viditq_jax.nn.embed import Mlp
 from viditq_jax.nn.linear import NOTHING, After, Linear, Modulated, zeroed
@@ -97,7 +98,7 @@ class FinalLayer(nnx.Module):
 
 def table(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Param:
     """A learned table, normal / sqrt(width) at first."""
-    return nnx.Param(jax.random.normal(rngs.params(), (rows, width), jnp.float32) / width**0.5)
+    return nnx.Param(draw(jax.random.normal, (rows, width), rngs) / width**0.5)
 
 
 def six_rows(

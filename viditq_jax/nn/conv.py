@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from viditq_jax.net import draw
 from viditq_jax.nn.linear import precision
 
 
@@ -29,9 +30,7 @@ class Conv(nnx.Module):
         self.stride, self.groups = stride, groups
         self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        self.kernel = nnx.Param(
-            init(rngs.params(), (size, size, in_channels // groups, out_channels), jnp.float32)
-        )
+        self.kernel = nnx.Param(draw(init, (size, size, in_channels // groups, out_channels), rngs))
         self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j o"]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from viditq_jax.net import Weight
+from viditq_jax.net import Weight, draw
 from viditq_jax.nn.norm import layer_norm, modulate
 
 
@@ -116,7 +116,7 @@ class Linear(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True, rngs: nnx.Rngs):
         init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=-1, out_axis=-2)
-        self.weight = Weight(init(rngs.params(), (out_features, in_features), jnp.float32))
+        self.weight = Weight(draw(init, (out_features, in_features), rngs))
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "... k"] | Modulated, after: After = NOTHING) -> Float[Array, "... n"]:

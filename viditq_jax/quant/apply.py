@@ -41,10 +41,7 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
             f"{len(done)} layers are quantized already ({done[0]}, ...); quantize the unquantized net."
         )
     if any(isinstance(weights[path], jax.ShapeDtypeStruct) for path in rules):
-        shapes = abstract_stats(net, recipe.range_count)
-        return jax.eval_shape(
-            partial(_convert, rules=_nearest(rules), ranges=recipe.range_count), net, shapes
-        )
+        return _shapes(net, _nearest(rules), recipe.range_count)
     known = [
         path for path, rule in rules.items() if rule.weight and not isinstance(weights[path], jax.core.Tracer)
     ]
@@ -111,24 +108,47 @@ def _convert(net: Net, stats: Stats, *, rules: dict[str, Rule], ranges: int) -> 
         rule = rules.get(path)
         if rule is None or rule.weight is None:
             return weight
-        with jax.default_matmul_precision("highest"):  # float32 means float32, on accelerators too
-            return quantized(path, weight, rule)
+        return _layer(weight, stats.get(path), path=path, rule=rule, folded=path in done, ranges=ranges)
 
-    def quantized(path: str, weight: Any, rule: Rule) -> Any:
-        prepare = [find_method("prepare", item) for item in rule.prepare[path in done :]]
-        layer = stats.get(path)
+    return net.map_weights(convert)
+
+
+def _shapes(net: Net, rules: dict[str, Rule], ranges: int) -> Net:
+    """The shapes of what `_convert` gives for a net of shapes. Layers of one kind are traced once."""
+    done = folded(net, rules)
+    net, stats = jax.eval_shape(partial(fold, rules=rules), net, stats=abstract_stats(net, ranges))
+    traced: dict[Any, Any] = {}
+
+    def convert(path: str, weight: Any) -> Any:
+        rule = rules.get(path)
+        if rule is None or rule.weight is None:
+            return weight
+        leaves, structure = jax.tree.flatten((weight, stats.get(path)))
+        kind = (rule, path in done, structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if kind not in traced:
+            layer = partial(_layer, path=path, rule=rule, folded=path in done, ranges=ranges)
+            traced[kind] = jax.eval_shape(layer, weight, stats.get(path))
+        return traced[kind]
+
+    return net.map_weights(convert)
+
+
+def _layer(
+    weight: Any, stats: LayerStats | None, *, path: str, rule: Rule, folded: bool, ranges: int
+) -> QWeight | ByRange | PerRange:
+    """What stands for one weight. folded: its balance is in the layer before."""
+    prepare = [find_method("prepare", item) for item in rule.prepare[folded:]]
+    with jax.default_matmul_precision("highest"):  # float32 means float32, on accelerators too
         if rule.weight_in:
             specs = [dict(rule.weight_in).get(r, rule.weight) for r in range(ranges)]
             kinds = list(dict.fromkeys(specs))
             alone = [dataclasses.replace(rule, weight=spec, weight_in=()) for spec in kinds]
-            values = (_quantized(path, weight, each, prepare, layer) for each in alone)
+            values = (_quantized(path, weight, each, prepare, stats) for each in alone)
             return ByRange(tuple(values), tuple(map(kinds.index, specs)))
-        if layer is None or not any(getattr(method.options, "ranges", False) for method in prepare):
-            return _quantized(path, weight, rule, prepare, layer)
-        each = [_quantized(path, weight, rule, prepare, layer.at(r)) for r in range(len(layer.low))]
+        if stats is None or not any(getattr(method.options, "ranges", False) for method in prepare):
+            return _quantized(path, weight, rule, prepare, stats)
+        each = [_quantized(path, weight, rule, prepare, stats.at(r)) for r in range(len(stats.low))]
         return PerRange.of(each)
-
-    return net.map_weights(convert)
 
 
 def _quantized(path: str, weight: Any, rule: Rule, prepare: list[Any], stats: LayerStats | None) -> QWeight:

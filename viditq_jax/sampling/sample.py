@@ -8,6 +8,7 @@ its noise of step i from fold_in(its key, i + 1). So a sample depends on (seed, 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -105,7 +106,7 @@ def follow(
 
 def sample_keys(seed: int, start: int, count: int) -> Key[Array, " count"]:
     """The keys of samples start, start + 1, ... of a run with this seed."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(start, start + count))
+    return _numbered(jax.random.key(seed), np.arange(start, start + count))
 
 
 def step_keys(keys: Key[Array, " b"], i: int | Int[Array, ""]) -> Key[Array, " b"]:
@@ -113,6 +114,7 @@ def step_keys(keys: Key[Array, " b"], i: int | Int[Array, ""]) -> Key[Array, " b
     return _fold(keys, i + 1)
 
 
+@partial(jax.jit, static_argnames="shape")  # one program, and not one for each of its operations
 def draw_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
     """The initial noise of each sample, float32, from its own key."""
     return normal(_fold(keys, 0), shape)
@@ -138,6 +140,11 @@ def split_variance(
         )
     out = out.astype(jnp.float32)
     return (out, None) if out.shape[-1] == c else (out[..., :c], out[..., c:])
+
+
+@jax.jit
+def _numbered(key: Array, numbers: Array) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def _fold(keys: Array, index: int | Int[Array, ""]) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from pallas_kernels.compat import Gpu, tracing_for
+from pallas_kernels.devices import Gpu, tracing_for
 from tests.tiny import randomized
 from viditq_jax.bench.models import quantized
 from viditq_jax.models import dit, pixart, stdit
