@@ -147,3 +147,14 @@ def test_many_devices_processes_and_kills_changed_no_picture() -> None:
     assert record["listed_at_kill"] == sorted(record["listed_at_kill"])  # nothing that was listed is lost
     assert {row["run"] for row in record["runs"]} == {"1 devices", "2 devices", "4 devices", "2 processes"}
     assert all(row["ratio_vs_plain_loop"] > 0 for row in record["runs"])
+
+
+def test_the_second_start_is_the_faster_one_and_the_readme_gives_its_figures() -> None:
+    record = json.loads((SPEED / "start.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert {"default", "default in w8a8, an artifact", "default-video"} <= record["starts"].keys()
+    for found in record["starts"].values():
+        assert len(found["first_starts"]) == len(found["second_starts"]) == record["repeats"] >= 3
+        assert found["second_s"] < found["first_s"]
+        assert found["ratio"] == pytest.approx(found["first_s"] / found["second_s"])
+        assert all(f"{found[name]:.1f} s" in readme for name in ("first_s", "second_s"))

@@ -9,7 +9,7 @@ from viditq_jax.quant.spec import Spec
 
 
 def test_devices_processes_and_kills_change_no_picture(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    # Eight processes run two programs.
+    # Nine processes run the same programs.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     recipe = Recipe((Rule(("blocks/*",), Spec.parse("int8/channel"), Spec.parse("int8/token")),))
@@ -22,11 +22,11 @@ def test_devices_processes_and_kills_change_no_picture(tmp_path, monkeypatch: py
         kills=3,
         batch=2,
         steps=4,
-        devices=(1,),
+        devices=(1, 2),
         pause_s=0,
     )
     assert record["kills"] == 3
     assert 0 < max(record["listed_at_kill"]) < 32  # some fell in the middle
     assert record["listed_at_kill"] == sorted(record["listed_at_kill"])  # nothing that was listed is lost
-    assert [row["run"] for row in record["runs"]] == ["1 devices", "2 processes"]
+    assert [row["run"] for row in record["runs"]] == ["1 devices", "2 devices", "2 processes"]
     assert len(list((tmp_path / "killed").glob("*.png"))) == 32
