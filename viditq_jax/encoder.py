@@ -4,13 +4,13 @@ labels, sizes beside them, and for guidance the half that stands for no conditio
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float
 
 from viditq_jax import facts as said
 from viditq_jax.aspect_ratios import nearest_bin
@@ -58,12 +58,15 @@ class ConditionEncoder:
             if wrong:
                 raise ValueError(f"this model takes class indices, not prompts such as {wrong[0]!r}.")
             labels = labels_to_array([int(c) for c in conditions], classes)
-            return {"y": self._halves(labels, np.full_like(labels, classes)) if guide else labels}
+            null_labels = np.full_like(labels, classes)
+            return {"y": jax.device_put(self._doubled(labels, null_labels) if guide else labels)}
         y, mask = self.encode_text([self._with_suffix(each) for each in conditions])
         if guide:
-            null_y, null_mask = self._null(negative, len(conditions), mask)
-            y, mask = self._halves(y, null_y.astype(y.dtype)), self._halves(mask, null_mask)
-        return {"y": y, "mask": mask, **self.sizes(y.shape[0], size, frames)}
+            null, null_mask = self._null(negative, mask)
+            y = _features_doubled(y, null, self._cond_first)
+            null_mask = mask if self.guidance.mask == "prompt" else np.broadcast_to(null_mask, mask.shape)
+            mask = self._doubled(mask, null_mask)
+        return {"y": y, "mask": jax.device_put(mask), **self.sizes(y.shape[0], size, frames)}
 
     def sizes(
         self, batch: int, size: tuple[int, int] | None = None, frames: int | None = None
@@ -109,8 +112,8 @@ class ConditionEncoder:
             aspect = nearest_bin(height, width).aspect  # all sides of bins share their labels
         return Size(*(jnp.full(batch, value, jnp.float32) for value in (height, width, aspect)))
 
-    def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, jax.Array]:
-        """Prompts to text features [b, l, d] and the mask [b, l] of their valid tokens."""
+    def encode_text(self, prompts: Sequence[str | int]) -> tuple[jax.Array, Bool[np.ndarray, "b l"]]:
+        """Prompts to text features [b, l, d] and the mask of their valid tokens."""
         if self.features is None or "tokenizer" not in self.facts:
             raise ValueError(
                 "this pipeline has no text encoder; convert it again with --text-encoder and --tokenizer."
@@ -131,7 +134,7 @@ class ConditionEncoder:
                 f"{entry['file']} gives the token {ids.max()}, but the text encoder knows {known} tokens; "
                 "convert again with the tokenizer that it was trained with."
             )
-        return self.features(jnp.asarray(ids), jnp.asarray(mask)), jnp.asarray(mask)
+        return self.features(jax.device_put(ids), jax.device_put(mask)), mask
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -143,14 +146,27 @@ class ConditionEncoder:
         """How the pipeline guides, with its default scale."""
         return Guidance(**self.facts["guidance"])
 
-    def _null(self, negative: str, count: int, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _null(
+        self, negative: str, mask: Bool[np.ndarray, "b l"]
+    ) -> tuple[Float[Any, "1 l d"], Bool[np.ndarray, "#b l"]]:
+        """Text features that stand for no prompt, and the mask of the tokens that they offer."""
         if self.guidance.null == "table":
-            table = self._null_table[: mask.shape[1]]
-            null, null_mask = jnp.broadcast_to(table, (count, *table.shape)), jnp.ones_like(mask)
-        else:
-            null, null_mask = self.encode_text([negative])
-            null, null_mask = jnp.repeat(null, count, axis=0), jnp.repeat(null_mask, count, axis=0)
-        return null, mask if self.guidance.mask == "prompt" else null_mask
+            return self._null_table[None, : mask.shape[1]], np.ones_like(mask)
+        return self._negative(negative)
+
+    def _negative(self, negative: str) -> tuple[jax.Array, Bool[np.ndarray, "1 l"]]:
+        """Its features, which a long run computes once: those of the last negative prompt are kept."""
+        if (kept := self._last_negative.get(negative)) is not None:
+            return kept
+        found = self.encode_text([negative])
+        if not isinstance(found[0], jax.core.Tracer):  # of a trace that asks for shapes alone
+            self._last_negative.clear()
+            self._last_negative[negative] = found
+        return found
+
+    @cached_property
+    def _last_negative(self) -> dict[str, tuple[jax.Array, Bool[np.ndarray, "1 l"]]]:
+        return {}
 
     @cached_property
     def _null_table(self) -> Float[np.ndarray, "l d"]:
@@ -162,10 +178,19 @@ class ConditionEncoder:
             )
         return np.asarray(self.null)
 
-    def _halves(self, conditional: Any, unconditional: Any) -> jax.Array:
-        pair = (
-            (conditional, unconditional)
-            if self.guidance.order == "cond_first"
-            else (unconditional, conditional)
-        )
-        return jnp.concatenate([jnp.asarray(half) for half in pair])
+    @property
+    def _cond_first(self) -> bool:
+        return self.guidance.order == "cond_first"
+
+    def _doubled(self, conditional: np.ndarray, unconditional: np.ndarray) -> np.ndarray:
+        pair = (conditional, unconditional) if self._cond_first else (unconditional, conditional)
+        return np.concatenate(pair)
+
+
+@partial(jax.jit, static_argnames="cond_first")
+def _features_doubled(
+    y: Float[Array, "b l d"], null: Float[Array, "#b l d"], cond_first: bool
+) -> Float[Array, "c l d"]:
+    """Features of prompts and of none, in one program."""
+    null = jnp.broadcast_to(null.astype(y.dtype), y.shape)
+    return jnp.concatenate((y, null) if cond_first else (null, y))

@@ -147,7 +147,7 @@ class Pipeline:
             noise = draw_noise(keys, self.latent_shape(size, frames))
         if given:
             noise, encoded["x_mask"] = self._with_given(noise, given, doubled=scale != 1)
-        return Call(encoded, jnp.float32(scale), noise, keys)
+        return Call(encoded, jax.device_put(np.float32(scale)), noise, keys)
 
     def denoise(self, calls: Sequence[Call], plan: Plan) -> list[Float[Array, "b *t h w c"]]:
         """Latents of a call for each replica. Does not wait for them."""

@@ -5,15 +5,18 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from tests import tiny
 from viditq_jax import programs
 from viditq_jax.calibrate import calibrate
 from viditq_jax.checkpoint import ArtifactError, weight_disk_bytes
 from viditq_jax.load import load_pipeline
+from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.quant.qweight import QWeight
 from viditq_jax.quant.recipe import load_recipe
@@ -71,6 +74,29 @@ def test_the_negative_prompt_and_the_null_table_matter() -> None:
     np.testing.assert_array_equal(null, np.broadcast_to(values, null.shape))
     np.testing.assert_array_equal(prompt, pipeline.encode(PROMPTS, guide=False)["y"])
     assert not np.allclose(null, np.split(np.asarray(pipeline.encode(PROMPTS, guide=True)["y"]), 2)[0])
+
+
+def test_a_run_encodes_its_negative_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, encoded = dataclasses.replace(tiny.pipeline()), []
+    real = programs.encode_text
+
+    def counted(net: Net, ids: Array, mask: Array) -> Array:
+        encoded.append(len(ids))
+        return real(net, ids, mask)
+
+    monkeypatch.setattr(programs, "encode_text", counted)
+    shapes = jax.eval_shape(lambda: pipeline.encode(PROMPTS, guide=True))
+    assert encoded == [3, 1], "a trace keeps nothing"
+    empty, cat, empty_again, cat_again = (
+        pipeline.encode(PROMPTS, negative=words, guide=True) for words in ("", "cat", "", "cat")
+    )
+    assert encoded[2:] == [3, 1] * 4, "only the last one is kept"
+    again = pipeline.encode(PROMPTS, negative="cat", guide=True)
+    assert encoded[10:] == [3]
+    for first, second in ((empty, empty_again), (cat, cat_again), (cat, again)):
+        jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert not np.allclose(empty["y"], cat["y"])
+    assert jax.tree.map(jnp.shape, cat) == jax.tree.map(jnp.shape, shapes)
 
 
 @cache

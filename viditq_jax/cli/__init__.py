@@ -5,6 +5,7 @@ library and returns what to print on standard output: a text, or with --json a v
 Progress goes to standard error. Errors of the library are one line, without a traceback.
 """
 
+import gc
 import json
 import math
 import os
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from viditq_jax.cli._cache import keep_programs
 
+    gc.freeze()  # what was imported stays: no search for garbage goes through it again
     options = tyro.cli(
         verb.Options, args=arguments[1:], prog=f"viditq {arguments[0]}", description=verb.__doc__
     )

@@ -106,7 +106,7 @@ def follow(
 
 def sample_keys(seed: int, start: int, count: int) -> Key[Array, " count"]:
     """The keys of samples start, start + 1, ... of a run with this seed."""
-    return _numbered(jax.random.key(seed), np.arange(start, start + count))
+    return _numbered(np.int64(seed), np.arange(start, start + count))
 
 
 def step_keys(keys: Key[Array, " b"], i: int | Int[Array, ""]) -> Key[Array, " b"]:
@@ -143,8 +143,8 @@ def split_variance(
 
 
 @jax.jit
-def _numbered(key: Array, numbers: Array) -> Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+def _numbered(seed: Array, numbers: Array) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
 def _fold(keys: Array, index: int | Int[Array, ""]) -> Array:
