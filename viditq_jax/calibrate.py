@@ -94,14 +94,14 @@ def calibrate(
             save_stats(stats, file, {**run, "done": done})
         if advance:
             advance(call.batch)
-    return {path: layer for path, layer in stats.items() if bool((layer.count > 0).any())}
+    counts = jax.device_get({path: layer.count for path, layer in stats.items()})
+    return {path: layer for path, layer in stats.items() if (counts[path] > 0).any()}
 
 
 def _check(stats: Stats) -> None:
+    totals = jax.device_get({path: (layer.count, layer.total) for path, layer in stats.items()})
     bad = [
-        path
-        for path, layer in stats.items()
-        if bool((layer.count > 0).any()) and not bool(jnp.isfinite(layer.total).all())
+        path for path, (count, total) in totals.items() if (count > 0).any() and not np.isfinite(total).all()
     ]
     if bad:
         raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
 
 from viditq_jax.net import Net
 from viditq_jax.quant import low_rank
@@ -45,7 +47,8 @@ def quantize(net: Net, recipe: Recipe, stats: Stats | None = None) -> Net:
     known = [
         path for path, rule in rules.items() if rule.weight and not isinstance(weights[path], jax.core.Tracer)
     ]
-    if broken := [path for path in known if not bool(jnp.isfinite(weights[path]).all())]:
+    finite = jax.device_get({path: _finite(weights[path]) for path in known})
+    if broken := [path for path in known if not finite[path]]:
         raise RecipeError(
             f"the weights of {', '.join(broken)} are not finite; check the checkpoint they are from."
         )
@@ -80,15 +83,21 @@ def _check_stats(recipe: Recipe, rules: dict[str, Rule], stats: Stats, weights: 
             faults.append(f"{path}: no Gram matrix, which {rules[path].rounding} and low_rank use")
         elif any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(layer)):
             continue  # numbers are not seen under a trace
-        elif not bool((stats[path].count > 0).all()):
+        elif not (np.asarray(layer.count) > 0).all():
             faults.append(f"{path}: a range in which no input was seen; calibrate with more steps")
-        elif not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(layer)):
+        elif not _finite(layer):
             faults.append(f"{path}: numbers that are not finite")
     if faults:
         raise RecipeError(
             f"recipe {recipe.name}: these statistics are not for it: {_listed(faults)}. Calibrate again with"
             f" this recipe."
         )
+
+
+@jax.jit
+def _finite(tree: Any) -> Bool[Array, ""]:
+    """Whether all numbers of all arrays are."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _listed(items: list[str]) -> str:

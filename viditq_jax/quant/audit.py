@@ -69,7 +69,12 @@ def _through(layer: LayerStats | None, weight: QWeight) -> LayerStats | None:
 
 
 def _largest(layer: LayerStats | None) -> float | None:
-    return None if layer is None or layer.low is None else float(layer.incoherence.max())
+    return None if layer is None or layer.low is None else float(_input_incoherence(layer))
+
+
+@jax.jit
+def _input_incoherence(layer: LayerStats) -> Float[Array, ""]:
+    return layer.incoherence.max()
 
 
 @jax.jit

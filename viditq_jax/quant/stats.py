@@ -164,8 +164,11 @@ Stats = dict[str, LayerStats]
 
 def merge_stats(a: Stats, b: Stats) -> Stats:
     """The statistics of what either has seen."""
-    both = {path: a[path].merge(b[path]) for path in a.keys() & b.keys()}
+    both = {path: _merged(a[path], b[path]) for path in a.keys() & b.keys()}
     return {path: both.get(path) or a.get(path) or b[path] for path in sorted(a.keys() | b.keys())}
+
+
+_merged = jax.jit(LayerStats.merge)  # one program a shape, and not one for each operation and layer
 
 
 def abstract_stats(net: Net, ranges: int = 1) -> Stats:
