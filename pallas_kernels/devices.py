@@ -61,6 +61,11 @@ def portable() -> bool:
     return isinstance(_other.get(), Portable)
 
 
+def target() -> Gpu | Tpu | Portable | None:
+    """The device of `tracing_for`; None outside of it."""
+    return _other.get()
+
+
 @contextmanager
 def tracing_for(device: Gpu | Tpu | Portable) -> Iterator[None]:
     """What is traced inside, to be exported or compiled elsewhere, is for a device that need not be here.

@@ -10,12 +10,14 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from pallas_kernels import measured
+from pallas_kernels import devices, measured
 
 REFERENCE = "reference"
 FALLBACK = "xla"  # fits everywhere, so it is asked last
@@ -94,6 +96,27 @@ def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
 
 
 def _run(op: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return _module(op, name).run(*args, **kwargs)
+    is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
+    arrays = [leaf if array else None for leaf, array in zip(leaves, is_array, strict=True)]
+    rest = tuple(None if array else leaf for leaf, array in zip(leaves, is_array, strict=True))
+    return _traced(arrays, op=op, name=name, structure=structure, rest=rest, target=devices.target())
+
+
+@partial(jax.jit, static_argnames=("op", "name", "structure", "rest", "target"))
+def _traced(
+    arrays: list[Any], *, op: str, name: str, structure: Any, rest: tuple[Any, ...], target: Any
+) -> Any:
+    """An op inside a program: the layers of a model that call it alike share one trace, and one function in
+    what is compiled, where XLA puts it back in place.
+
+    arrays, rest: the leaves of its arguments, each in one of the two and None in the other. target: of
+    `tracing_for`, by which kernels choose.
+    """
+    leaves = [other if array is None else array for array, other in zip(arrays, rest, strict=True)]
+    args, kwargs = jax.tree.unflatten(structure, leaves)
     with jax.named_scope(op):  # a profile tells by it what an operation is of
         return _module(op, name).run(*args, **kwargs)
 

@@ -1,6 +1,7 @@
 """What the README says was measured is what was measured, and what was measured is what recipes promise."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,29 @@ def test_a_metric_for_each_group_of_layers_is_as_good_as_one_for_all_at_five_bit
         row for row in rows if (row["model"], row["budget"], row["plan"]) == (model, 4.0, "uniform")
     )
     assert decoupled["psnr_db"] >= uniform["psnr_db"] + 2
+
+
+def test_bits_that_change_over_the_steps_come_closer_and_store_more_as_the_readme_says() -> None:
+    rows = json.loads((SPEED / "search-vary.json").read_text())
+    plans = {(row["budget"], row["plan"]): row for row in rows}
+    readme, eight = " ".join((ROOT / "README.md").read_text().split()), plans[8.0, "uniform"]
+    for budget in (4.5, 5.0, 5.5, 6.0):
+        varying, same = plans[budget, "varying"], plans[budget, "milp"]
+        assert max(varying["average_bits"], same["average_bits"]) <= budget
+        assert varying["psnr_db"] > same["psnr_db"]
+        assert varying["weight_bytes"] > same["weight_bytes"]
+
+    psnr = {key: plans[key]["psnr_db"] for key in itertools.product((5.0, 6.0), ("varying", "milp"))}
+    assert (
+        f"{psnr[5.0, 'varying']:.1f} dB instead of {psnr[5.0, 'milp']:.1f} for 5 bits and"
+        f" {psnr[6.0, 'varying']:.1f} instead of {psnr[6.0, 'milp']:.1f} for 6"
+    ) in readme
+    stored = [plans[budget, "varying"]["weight_bytes"] / 1e6 for budget in (5.0, 6.0)]
+    assert min(stored) > eight["weight_bytes"] / 1e6
+    assert (
+        f"{stored[0]:.2f} and {stored[1]:.2f} MB, more than 8 bits everywhere"
+        f" ({eight['weight_bytes'] / 1e6:.2f} MB, {eight['psnr_db']:.1f} dB)"
+    ) in readme
 
 
 def test_records_of_speed_say_what_they_compared_and_where() -> None:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pallas_kernels import devices, dispatch
@@ -54,3 +55,35 @@ def test_programs_for_other_processes_are_those_of_xla():
             jax.eval_shape(lambda: scaled_matmul(X, X, ONE, ONE))
         assert [each.implementation for each in made] == ["xla"]
         assert all(reason for reason in made[0].others.values())
+
+
+def test_calls_that_are_alike_share_one_trace_and_others_have_their_own(monkeypatch):
+    traced = []
+    real = xla.run
+
+    def counted(x, *rest, **named):
+        traced.append((named["out_dtype"], named["bias"] is None, devices.target()))
+        return real(x, *rest, **named)
+
+    monkeypatch.setattr(xla, "run", counted)
+    dispatch._traced.clear_cache()
+    bias = jnp.ones(2, jnp.float32)
+
+    def products(x):
+        same = [scaled_matmul(x, X, ONE, ONE * i, implementation="xla") for i in (1, 2, 3)]
+        other = scaled_matmul(x, X, ONE, ONE, implementation="xla", out_dtype=jnp.float32)
+        return *same, other, scaled_matmul(x, X, ONE, ONE, bias=bias, implementation="xla")
+
+    found = jax.jit(products)(X)
+    half, single = jnp.bfloat16, jnp.float32
+    assert traced == [(half, True, None), (single, True, None), (half, False, None)]
+    for i, y in zip((1, 2, 3), found[:3], strict=True):
+        np.testing.assert_array_equal(y, np.full((2, 2), 4 * i, y.dtype))
+    np.testing.assert_array_equal(found[4], np.full((2, 2), 5, found[4].dtype))
+    with devices.tracing_for(devices.Portable()):
+        jax.eval_shape(lambda x: products(x), X)  # a function that was not traced before
+    assert traced[3:] == [(kind, alone, devices.Portable()) for kind, alone, _ in traced[:3]]
+    dispatch._traced.clear_cache()
+    with dispatch.choices() as made:
+        jax.eval_shape(lambda x: [scaled_matmul(x, X, ONE, ONE * i) for i in (1, 2)], X)
+    assert len(made) == 2, "a choice is heard for every call, traced or not"
