@@ -120,7 +120,7 @@ def read_config(
         },
         published=published,
         required=("input_size",),
-        hint="pass the diffusers config.json as config=, or model=, such as 'dit-xl-2-256'",
+        hint="pass its config.json as config (--config), or model (--model), such as 'dit-xl-2-256'",
     )
 
 

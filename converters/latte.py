@@ -66,7 +66,7 @@ def read_config(
         supported={},
         published=published,
         required=("heads", "input_size"),  # they have defaults, but none that fits all models
-        hint="pass them in config=, or model=, such as 'latte-xl-2-ucf101'",
+        hint="pass them in config (--config), or model (--model), such as 'latte-xl-2-ucf101'",
     )
 
 

@@ -94,7 +94,7 @@ def read_config(
         published={"heads": _HEADS} if width == _WIDTH else {},
         # They have defaults, but none that fits all models.
         required=("heads", "input_size", "frames", "text_length"),
-        hint="pass the diffusers config.json as config=, or model='latte-1'",
+        hint="pass the diffusers config.json as config (--config), or model (--model) 'latte-1'",
     )
 
 

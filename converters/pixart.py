@@ -167,7 +167,8 @@ def read_config(
             "pe_interpolation",
             "text_length",
         ),  # they have defaults, but none that fits all models
-        hint="pass the diffusers config.json as config=, or model=, such as 'pixart-sigma-xl-2-1024-ms'",
+        hint="pass its config.json as config (--config), or model (--model), such as"
+        " 'pixart-sigma-xl-2-1024-ms'",
     )
 
 

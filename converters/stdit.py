@@ -82,7 +82,7 @@ def read_config(
         published=published,
         # They have defaults, but none that fits all models.
         required=("heads", "frames", "input_size", "space_scale", "time_scale", "text_length"),
-        hint="pass them in config=, or model=, such as 'stdit-xl-2-16x512x512'",
+        hint="pass them in config (--config), or model (--model), such as 'stdit-xl-2-16x512x512'",
     )
 
 

@@ -63,7 +63,7 @@ def read_config(
         supported={"qk_norm": (True,)},
         published={"heads": _HEADS[width]} if width in _HEADS else {},
         required=("heads", "text_length"),  # they have defaults, but none that fits all models
-        hint="pass the config.json as config=, or model=, such as 'stdit3-xl-2'",
+        hint="pass the config.json as config (--config), or model (--model), such as 'stdit3-xl-2'",
     )
 
 

@@ -1,8 +1,9 @@
 """Kill what writes, at random moments, and start it again: python -m tests.kill_trials --kills 100
 
-Each trial is a process that saves, calibrates, searches or generates with a tiny model, and that SIGKILL
-ends: by the clock, anywhere in its work, or at one of its file operations. What then lies there must not be
-damaged; after one to four kills in a row the process runs through, and must give what it gives undisturbed.
+Each trial is a process that saves, exports, calibrates, searches or generates with a tiny model, and that
+SIGKILL ends: by the clock, anywhere in its work, or at one of its file operations. What then lies there must
+not be damaged; after one to four kills in a row the process runs through, and must give what it gives
+undisturbed.
 
 Processes are forked from this one, which has imported everything and computed nothing: JAX does not survive
 a fork once it has a device. They share compiled programs by a cache on disk.
@@ -32,9 +33,11 @@ import safetensors.numpy
 from jax._src import xla_bridge
 
 from tests import tiny
-from viditq_jax import load_recipe
+from viditq_jax import load_recipe, sealed
 from viditq_jax.calibrate import calibrate
 from viditq_jax.checkpoint import read_facts, versions
+from viditq_jax.export import export_pipeline
+from viditq_jax.export._folder import KIND
 from viditq_jax.files import write_json
 from viditq_jax.generate import Manifest, generate
 from viditq_jax.pipeline import Pipeline
@@ -125,15 +128,33 @@ def found(folder: Path) -> Any:
     return (folder / "table.jsonl").read_text(), (folder / "plan.json").read_text(), record["plan_bits"]
 
 
+def programs(folder: Path) -> Any:
+    """What the exported programs say of their pipeline and take and give, and the hashes of the weights; all
+    files are checked. How a program is written down depends on what its process traced before.
+    """
+    facts = sealed.read(folder / "exported", KIND)
+    weights = {name: each for name, each in facts["files"].items() if name.startswith("weights/")}
+    return facts["pipeline"]["source"], facts["programs"], sorted(facts["files"]), weights
+
+
+def older(pipeline: Pipeline) -> Pipeline:
+    """Another one, which lies there already: it or the new one is there at every moment."""
+    source = {"denoiser": {"format": "original", "file": "old"}}
+    return dataclasses.replace(pipeline, facts={**pipeline.facts, "source": source})
+
+
 COMMANDS = {
     "save": Command(
         lambda pipeline, folder: pipeline.save(folder / "artifact", overwrite=True),
         lambda folder: [artifact(folder), None][1],
         artifact,
-        # One is there already, of another pipeline: it or the new one is there at every moment.
-        before=lambda pipeline, folder: dataclasses.replace(
-            pipeline, facts={**pipeline.facts, "source": {"denoiser": {"format": "original", "file": "old"}}}
-        ).save(folder / "artifact"),
+        before=lambda pipeline, folder: older(pipeline).save(folder / "artifact"),
+    ),
+    "export": Command(
+        lambda pipeline, folder: export_pipeline(pipeline, folder / "exported", overwrite=True),
+        lambda folder: [programs(folder), None][1],
+        programs,
+        before=lambda pipeline, folder: export_pipeline(older(pipeline), folder / "exported"),
     ),
     "calibrate": Command(
         lambda pipeline, folder: calibrate(

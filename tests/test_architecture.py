@@ -43,6 +43,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.pipeline": (
         "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint", "viditq_jax.encoder",
         "viditq_jax.facts", "viditq_jax.programs", "viditq_jax.replicas", "viditq_jax.net",
+        "viditq_jax.conditions",
     ),
     "viditq_jax.replicas": ("viditq_jax.programs", "viditq_jax.net", "viditq_jax.quant"),
     "viditq_jax.load": (
@@ -60,6 +61,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.calibrate": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.checkpoint",
         "viditq_jax.pipeline", "viditq_jax.programs", "viditq_jax.net", "viditq_jax.files",
+        "viditq_jax.conditions",
     ),
     "viditq_jax.stress": ("viditq_jax.net",),
     "viditq_jax.drift": (
@@ -69,7 +71,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.compare": (
         "viditq_jax.stress", "viditq_jax.drift", "viditq_jax.calibrate", "viditq_jax.post_training",
         "viditq_jax.pipeline", "viditq_jax.quant", "viditq_jax.generate", "viditq_jax.evaluate",
-        "viditq_jax.checkpoint", "viditq_jax.files",
+        "viditq_jax.checkpoint", "viditq_jax.files", "viditq_jax.conditions",
     ),
     "viditq_jax.bench": (
         "viditq_jax.models", "viditq_jax.quant", "viditq_jax.sampling", "viditq_jax.pipeline",
@@ -83,7 +85,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "viditq_jax.video": ("viditq_jax.files",),
     "viditq_jax.generate": (
         "viditq_jax.checkpoint", "viditq_jax.files", "viditq_jax.pipeline", "viditq_jax.programs",
-        "viditq_jax.video",
+        "viditq_jax.video", "viditq_jax.conditions", "viditq_jax.sampling",
     ),
     "viditq_jax.search": (
         "viditq_jax.calibrate", "viditq_jax.checkpoint", "viditq_jax.compare", "viditq_jax.conditions",

@@ -36,5 +36,5 @@ def test_the_record_has_a_hundred_kills_and_none_that_damaged_anything() -> None
     assert record["kills"] >= 100
     assert record["damaged"] == 0
     assert {name for name, each in record["commands"].items() if each["kills"] >= 25} == {
-        *("save", "calibrate", "search", "generate")
+        *("save", "export", "calibrate", "search", "generate")
     }

@@ -19,6 +19,7 @@ import safetensors.numpy
 from jaxtyping import Array
 
 from viditq_jax.checkpoint import fingerprint
+from viditq_jax.conditions import check_conditions
 from viditq_jax.files import writing
 from viditq_jax.net import Net
 from viditq_jax.pipeline import Pipeline
@@ -56,8 +57,11 @@ def calibrate(
         raise ValueError(
             "statistics are of the float model; load the float artifact that this one came from."
         )
-    if not conditions or batch < 1:
-        raise ValueError(f"{len(conditions)} conditions in batches of {batch}; give at least one of each.")
+    check_conditions(conditions)
+    if isinstance(texts, str):
+        raise ValueError(f"one string was given as the texts; put it in a list: [{texts[:40]!r}].")
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1.")
     weights = pipeline.denoiser.weights()
     rules = recipe.resolve(weights)
     grams = frozenset(path for path, rule in rules.items() if rule.needs_gram)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from viditq_jax.calibrate import calibrate
 from viditq_jax.checkpoint import fingerprint, versions
+from viditq_jax.conditions import check_conditions
 from viditq_jax.drift import Drift, layer_noise, times, trajectory
 from viditq_jax.evaluate import TEMPORAL, evaluate
 from viditq_jax.files import write_json
@@ -88,8 +89,7 @@ def compare_recipes(
     """
     if pipeline.recipe is not None:
         raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
-    if not conditions:
-        raise ValueError("no conditions were given; give one prompt or class index for each picture.")
+    check_conditions(conditions)
     loaded, skipped = _fitting(pipeline, recipes, skip_misfits)
     models = {title: pipeline}
     if stressed:

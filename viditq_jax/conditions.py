@@ -38,6 +38,11 @@ def prompts_in(file: str | Path) -> list[str]:
     what no prompt can be.
     """
     file = Path(file)
+    if not file.is_file():
+        there = "is a folder" if file.is_dir() else "does not exist"
+        raise ValueError(f"{file} {there}; give a file with one prompt a line, a .jsonl or a .csv.")
+    if file.suffix.lower() == ".json":
+        raise ValueError(f'{file} is JSON; write a .jsonl, a string or {{"prompt": ...}} a line.')
     try:
         text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
@@ -83,6 +88,14 @@ def _csv_prompts(text: str, name: str) -> list[str]:
     if empty := [number for number, row in enumerate(rows, 2) if not (row["prompt"] or "").strip()]:
         raise ValueError(f"{name} row {empty[0]} holds no prompt; fill the column 'prompt', or drop the row.")
     return [row["prompt"].strip() for row in rows]
+
+
+def check_conditions(conditions: Sequence[str | int]) -> None:
+    """Raise ValueError for none, and for one string, of which every letter would be a condition."""
+    if isinstance(conditions, str):
+        raise ValueError(f"one string was given as the conditions; put it in a list: [{conditions[:40]!r}].")
+    if not conditions:
+        raise ValueError("no conditions were given; give one prompt or class index for each sample.")
 
 
 def read_prompts(text: str) -> list[str]:

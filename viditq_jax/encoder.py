@@ -45,10 +45,7 @@ class ConditionEncoder:
         guide: bool,
     ) -> dict[str, Any]:
         """Conditions as arrays, the two halves of the doubled batch in the order of `guidance` if `guide`."""
-        if negative and (reason := self._no_negative(guide)):
-            raise ValueError(
-                f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."
-            )
+        self.check_negative(negative, guide=guide)
         kind = self.facts["conditions"]["kind"]
         if kind == "none":
             return self._no_conditions(conditions, guide)
@@ -92,6 +89,13 @@ class ConditionEncoder:
         if not suffix or not isinstance(condition, str) or suffix.split(":")[0].strip() in condition:
             return condition
         return f"{condition} {suffix}"
+
+    def check_negative(self, negative: str, *, guide: bool) -> None:
+        """Raise ValueError for a negative prompt without an effect."""
+        if negative and (reason := self._no_negative(guide)):
+            raise ValueError(
+                f"the negative prompt {negative!r} would have no effect: {reason}; leave it out."
+            )
 
     def _no_negative(self, guide: bool) -> str:
         """Why a negative prompt is not used, or nothing where it is."""

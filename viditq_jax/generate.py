@@ -36,9 +36,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from viditq_jax.checkpoint import fingerprint, versions
+from viditq_jax.conditions import check_conditions
 from viditq_jax.files import append_line, drop_torn_line, whole_lines, write_atomic, write_json
 from viditq_jax.pipeline import Pipeline, check_finite
 from viditq_jax.programs import Call, Plan
+from viditq_jax.sampling.sample import sample_keys
 from viditq_jax.video import contact_sheet, frames_of_strip, png, read_picture, strip, write_mp4
 
 CONTACT = "contact.png"
@@ -62,9 +64,8 @@ class Manifest:
         """The manifest of a folder that `generate` wrote. Raises ValueError if there is none."""
         folder = Path(folder)
         if not (folder / "generation.json").is_file():
-            raise ValueError(
-                f"{folder} holds no generation.json; give a folder that `viditq generate` wrote."
-            )
+            missing = "holds no generation.json" if folder.is_dir() else "does not exist"
+            raise ValueError(f"{folder} {missing}; give a folder that `viditq generate` wrote.")
         settings, entries = _read_record(folder / "generation.json"), _listed(folder)
         if "seed" not in settings:
             raise ValueError(f"{folder / 'generation.json'} holds no seed; generate the folder again.")
@@ -109,6 +110,50 @@ class Manifest:
             write_atomic(self.folder / CONTACT, png(sheet))
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What all samples of a run share, beside the weights; fields as of `generate`."""
+
+    seed: int = 0
+    batch: int = 8
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    negative: str = ""
+
+    def settings(self, pipeline: Pipeline, conditions: Sequence[str | int]) -> dict[str, Any]:
+        """What generation.json says of it. Raises ValueError for what the pipeline cannot make."""
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; it must be at least 1.")
+        check_conditions(conditions)
+        shape = pipeline.latent_shape(self.size, self.frames)
+        plan = pipeline.plan(steps=self.steps, scale=self.guidance, size=self.size, frames=self.frames)
+        plan.rows()
+        pipeline.encoder.check_negative(self.negative, guide=plan.guidance is not None)
+        sample_keys(self.seed, 0, 1)
+        return {
+            "seed": self.seed,
+            "steps": plan.steps,
+            "guidance": pipeline.guidance.scale if self.guidance is None else self.guidance,
+            "guidance_rule": {name: pipeline.facts["guidance"].get(name) for name in _GUIDANCE_RULE},
+            "size": list(self.size or pipeline.image_size),
+            "frames": shape[0] if len(shape) == 4 else None,
+            "fps": pipeline.fps,
+            "negative": self.negative,
+            "batch": self.batch,
+            "sampler": pipeline.facts["sampler"],
+            "denoiser": pipeline.facts["denoiser"],
+            "dtype": pipeline.facts["dtype"],
+            "source": pipeline.facts.get("source"),
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def check(self, pipeline: Pipeline, conditions: Sequence[str | int], out: Path) -> None:
+        """Raise what `generate` would, but for the weights: before a calibration that takes long."""
+        _done(out, self.settings(pipeline, conditions), conditions, resume=True)
+
+
 def generate(
     pipeline: Pipeline,
     conditions: Sequence[str | int],
@@ -139,35 +184,19 @@ def generate(
     part, parts = shard = (jax.process_index(), jax.process_count()) if shard is None else shard
     if mesh is not None and pipeline.mesh != mesh:
         pipeline = pipeline.on(mesh)
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; it must be at least 1.")
-    if not conditions:
-        raise ValueError("no conditions were given; give one prompt or class index for each picture.")
-    out = Path(out)
-    shape = pipeline.latent_shape(size, frames)
+    out, wanted = Path(out), Request(seed, batch, steps, guidance, size, frames, negative)
     settings = {
-        "seed": seed,
-        "steps": pipeline.steps if steps is None else steps,
-        "guidance": pipeline.guidance.scale if guidance is None else guidance,
-        "guidance_rule": {name: pipeline.facts["guidance"].get(name) for name in _GUIDANCE_RULE},
-        "size": list(size or pipeline.image_size),
-        "frames": shape[0] if len(shape) == 4 else None,
-        "fps": pipeline.fps,
-        "negative": negative,
-        "batch": batch,
-        "sampler": pipeline.facts["sampler"],
-        "denoiser": pipeline.facts["denoiser"],
-        "dtype": pipeline.facts["dtype"],
-        "source": pipeline.facts.get("source"),
+        **wanted.settings(pipeline, conditions),
         "recipe": pipeline.recipe.to_json() if pipeline.recipe else None,
         "correction": pipeline.facts.get("correction"),
         "weights": fingerprint(pipeline.nets()),
-        "device": jax.devices()[0].device_kind,
     }
     listed = out / (LIST if parts == 1 else f"manifest-{part}-of-{parts}.jsonl")
-    done = _prepare(out, listed, settings, conditions, resume)
-    advance = advance or (lambda count: None)
     mine = share_of(len(conditions), batch, shard)
+    done = _done(out, settings, conditions, resume)
+    if listed.is_file():
+        drop_torn_line(listed)
+    advance = advance or (lambda count: None)
     advance(sum(i in done for each in mine for i in each))
     todo = [each for each in mine if not done.issuperset(each)]
 
@@ -201,8 +230,12 @@ def generate(
 
 
 def share_of(count: int, batch: int, shard: tuple[int, int]) -> list[range]:
-    """The samples of each batch that is a shard's own. Raises ValueError for a shard that there is not."""
+    """The samples of each batch that is a shard's own. Raises ValueError for a shard that there is not, and
+    for batches of none.
+    """
     part, parts = shard
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1.")
     if not 0 <= part < parts:
         raise ValueError(f"shard {part} of {parts}; the first of n is 0, the last n - 1.")
     return [range(s, min(s + batch, count)) for s in range(part * batch, count, parts * batch)]
@@ -237,10 +270,17 @@ def _in_rounds(
             written.result()
 
 
-def _prepare(
-    out: Path, own: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool
-) -> set[int]:
-    """Check the folder, if it is there; the indices that are done already. own: manifest of this process."""
+def recorded_batch(out: Path) -> int | None:
+    """The batch of the run that a folder holds, if it holds one."""
+    record = out / "generation.json"
+    batch = _read_record(record).get("batch") if record.is_file() else None
+    return batch if isinstance(batch, int) else None
+
+
+def _done(out: Path, settings: dict[str, Any], conditions: Sequence[str | int], resume: bool) -> set[int]:
+    """The indices of a folder, if it is there, that are done already. Raises ValueError for one that holds
+    another run.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; choose a folder for the pictures.")
     record = out / "generation.json"
@@ -257,11 +297,12 @@ def _prepare(
     old = _read_record(record)
     differs = [key for key in settings if json.loads(json.dumps(settings[key])) != old.get(key)]
     if differs:
+        plain = [f"{key} {old.get(key)!r}, not {settings[key]!r}" for key in differs if _brief(settings[key])]
+        told = f" ({'; '.join(plain)})" if plain else ""
         raise ValueError(
-            f"{out} was made with another {', '.join(differs)}; choose another folder for these settings."
+            f"{out} was made with another {', '.join(differs)}{told}; choose another folder for these"
+            " settings."
         )
-    if own.is_file():
-        drop_torn_line(own)
     done: set[int] = set()
     for entry in _listed(out):
         index = entry["index"]
@@ -277,6 +318,10 @@ def _prepare(
             )
         done.add(index)
     return done
+
+
+def _brief(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 40)
 
 
 def _content(folder: Path, entry: dict[str, Any]) -> bytes | None:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from viditq_jax import checkpoint, programs
 from viditq_jax import facts as said
+from viditq_jax.conditions import check_conditions
 from viditq_jax.encoder import NULL_TABLE, ConditionEncoder
 from viditq_jax.net import Net
 from viditq_jax.programs import Call, Guidance, Plan
@@ -100,8 +101,7 @@ class Pipeline:
         noise: replaces the initial noise drawn from the seed. given: latents of frames, by their number, that
         stay as they are while the others are made to fit them; of STDiT3.
         """
-        if not conditions:
-            raise ValueError("no conditions were given; give one prompt or class index for each sample.")
+        check_conditions(conditions)
         each = len(conditions) // self.replicas
         if each * self.replicas != len(conditions):
             raise ValueError(

@@ -25,13 +25,17 @@ def _names(package: str) -> tuple[str, ...]:
 def find(package: str, name: str, attribute: str | None = None) -> Any:
     """The module `package.name`, or its `attribute`.
 
-    Raises LookupError, with the nearest names, if there is no such module.
+    Raises LookupError, with the nearest names, if there is no such module, or it has no such attribute.
     """
-    known = names(package)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-        raise LookupError(
-            f"{package} has no {name!r}; did you mean {', '.join(near)}? Known: {', '.join(known)}."
-        )
-    module = importlib.import_module(f"{package}.{name}")
-    return getattr(module, attribute) if attribute else module
+    if name in names(package):
+        module = importlib.import_module(f"{package}.{name}")
+        if attribute is None or hasattr(module, attribute):
+            return getattr(module, attribute) if attribute else module
+    known = [
+        each
+        for each in names(package)
+        if attribute is None or hasattr(importlib.import_module(f"{package}.{each}"), attribute)
+    ]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    nearest = f"; did you mean {', '.join(near)}?" if near else "."
+    raise LookupError(f"there is no {name!r} in {package}{nearest} Known: {', '.join(known)}.")

@@ -9,6 +9,7 @@ correct      PTQD's correction, where the recipe says so
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from viditq_jax.quant.apply import check_recipe
 from viditq_jax.quant.audit import audit
 from viditq_jax.quant.fold import fold
 from viditq_jax.quant.methods import find_method
-from viditq_jax.quant.recipe import Recipe
+from viditq_jax.quant.recipe import Recipe, load_recipe
 from viditq_jax.quant.stats import Stats
 from viditq_jax.sampling.ptqd import correlation
 from viditq_jax.sampling.sample import Denoise, follow
@@ -36,7 +37,7 @@ VIDEOS = 4  # that a class-conditional video model is; each has the tokens of ma
 
 def quantize_pipeline(
     pipeline: Pipeline,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     conditions: Sequence[str | int] | None = None,
     *,
     texts: Sequence[str] | None = None,
@@ -47,12 +48,14 @@ def quantize_pipeline(
 ) -> Pipeline:
     """The pipeline with its denoiser quantized, after whatever calibration the recipe needs.
 
+    recipe: one, or what `load_recipe` takes.
     conditions: prompts or classes to calibrate on; `calibration_conditions` where not given. texts: as
         `calibrate` has them; `calibration_texts` where neither is given. stats: from `calibrate`, to use
         instead. batch, advance: as `calibrate` has them.
     Warns, see `speed`, of layers that were measured to be slower than in floats on this device.
     Raises ValueError and RecipeError as `calibrate` and `quantize` do.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if pipeline.recipe is not None:
         raise ValueError("this pipeline is quantized already; give the float pipeline that it came from.")
     check_recipe(pipeline.denoiser, recipe)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,13 @@ def digest(facts: dict[str, Any]) -> str:
 
 def check_free(path: Path, kind: Kind, *, overwrite: bool) -> None:
     """Raise ArtifactError where a folder may not be written: over another, unless `overwrite`; over what is
-    no folder of this kind, never.
+    no folder of this kind, never; and below what is no folder, or may not be written to.
     """
     if not path.exists():
+        above = next(each for each in path.absolute().parents if each.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            why = "may not be written to" if above.is_dir() else "is a file"
+            raise ArtifactError(f"{path} cannot be made: {above} {why}; choose another name.")
         return
     if not overwrite:
         raise ArtifactError(f"{path} exists already; choose another name, or ask to overwrite it.")

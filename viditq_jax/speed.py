@@ -115,7 +115,12 @@ def slower_text(found: Sequence[LayerSpeed], batch: int) -> str:
 
 
 def example_call(pipeline: Pipeline, *, batch: int, guided: bool, seed: int = 0) -> Call:
-    """Noise, and random conditions as `Pipeline.encode` gives them, so that no text is encoded."""
+    """Noise, and random conditions as `Pipeline.encode` gives them, so that no text is encoded.
+
+    Raises ValueError for a batch of none.
+    """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1.")
     keys = sample_keys(seed, 0, batch)
     noise = draw_noise(keys, pipeline.latent_shape())
     config, seen = pipeline.facts["denoiser"]["config"], batch * (1 + guided)

@@ -259,7 +259,7 @@ def test_old_config_files_name_another_class() -> None:
         ({"interpolation_skale": 1.0}, "unknown key 'interpolation_skale'; nearest: .*interpolation_scale"),
         ({"num_attention_heads": "4"}, "num_attention_heads='4' should be of type int"),
         ({"interpolation_scale": None}, "the checkpoint does not tell pe_interpolation"),
-        ({"num_attention_heads": None}, "the checkpoint does not tell heads; pass the diffusers config"),
+        ({"num_attention_heads": None}, "the checkpoint does not tell heads; pass its config.json as config"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change: dict[str, Any], what: str) -> None:

@@ -168,8 +168,11 @@ CASES = table(
             facts(lambda x: x["files"].update({"../x": {"bytes": 0, "sha256": ""}})),
             "../x is missing",
         ),
-        "a model outside": (facts(lambda x: x["denoiser"].update(model="../../os")), "has no '../../os'"),
-        "a sampler outside": (facts(lambda x: x["sampler"].update(name="os.path")), "has no 'os.path'"),
+        "a model outside": (
+            facts(lambda x: x["denoiser"].update(model="../../os")),
+            "there is no '../../os'",
+        ),
+        "a sampler outside": (facts(lambda x: x["sampler"].update(name="os.path")), "there is no 'os.path'"),
         "a tokenizer outside": (
             facts(lambda x: x.update(tokenizer={"file": "../../etc/passwd", "max_length": 12})),
             "is none of its files",

@@ -95,7 +95,7 @@ CASES += table(
             written("p.txt", "a cat\n" + "a" * 1_000_000),
             "prompt 2 has 1000000",
         ),
-        "a folder": (lambda f: (f / "p.txt").mkdir(), "Is a directory"),
+        "a folder": (lambda f: (f / "p.txt").mkdir(), "is a folder"),
     },
 )
 

@@ -2,13 +2,16 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import tiny
+from viditq_jax.calibrate import calibrate
 from viditq_jax.generate import Manifest, generate
+from viditq_jax.quant.recipe import load_recipe
 
 PROMPTS = ["a red apple", "two blue dogs", "a small pizza", "a cat face", "gold"]
 
@@ -147,7 +150,23 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_conditions_are_refused_as_such(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no conditions were given"):
-        generate(tiny.pipeline(depth=1), [], tmp_path / "out")
+@pytest.mark.parametrize(
+    ("conditions", "words"), [([], "no conditions were given"), ("gold", r"one string .*: \['gold'\]")]
+)
+def test_no_conditions_and_a_bare_string_are_refused_as_such(
+    conditions: Any, words: str, tmp_path: Path
+) -> None:
+    pipeline = tiny.pipeline(depth=1)
+    with pytest.raises(ValueError, match=words):
+        generate(pipeline, conditions, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=words):
+        pipeline(conditions)
+    with pytest.raises(ValueError, match=words):
+        calibrate(pipeline, conditions, load_recipe("w8a8"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_another_one_would_stand_for_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="from 0 to 4294967295"):
+        tiny.pipeline(depth=1).latents(PROMPTS, seed=seed)

@@ -22,6 +22,7 @@ REFUSED = {
     "other.csv": ("text\nred apple\n", "no column 'prompt'"),
     "short.csv": ("id,prompt\n1,red apple\n2\n", "row 3 holds no prompt"),
     "quote.csv": ('prompt\n"red" apple\n', "is not CSV"),
+    "list.json": ('["red apple"]', "is JSON; write a .jsonl"),
     "empty.txt": (" \n\n", "holds no prompt"),
     "empty.csv": ("prompt\n", "holds no prompt"),
 }
@@ -40,6 +41,13 @@ def test_what_holds_no_prompt_is_refused_with_its_line(tmp_path: Path, name: str
     with pytest.raises(ValueError, match=words) as caught:
         prompts_in(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="is a folder"):
+        prompts_in(tmp_path)
+    with pytest.raises(ValueError, match=r"missing\.txt does not exist"):
+        prompts_in(tmp_path / "missing.txt")
 
 
 def test_a_picture_is_no_file_of_prompts(tmp_path: Path):

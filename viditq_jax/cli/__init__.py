@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+from importlib import metadata
 from typing import Any
 
 from viditq_jax import plugins
@@ -38,9 +39,21 @@ def _usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit code is 0, or 1 with a line on standard error that says what was wrong."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(metadata.version("viditq-jax"))
         return 0
     try:
         verb = plugins.find("viditq_jax.cli", arguments[0])
@@ -58,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     keep_programs()
     try:
         _print(verb.run(options))
+    except BrokenPipeError:
+        raise
     except _EXPECTED as error:
         if os.environ.get("VIDITQ_TRACEBACK"):
             raise

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from viditq_jax.calibrate import check_stats_file, load_stats
+from viditq_jax.calibrate import calibrate, check_stats_file, load_stats
 from viditq_jax.conditions import prompts_in
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.post_training import (
@@ -27,6 +27,7 @@ from viditq_jax.post_training import (
     default_conditions,
     quantize_pipeline,
 )
+from viditq_jax.quant.apply import check_recipe
 from viditq_jax.quant.recipe import load_recipe
 
 CONSOLE = Console(stderr=True)
@@ -91,22 +92,25 @@ def conditions(
 def quantized(
     pipeline: Pipeline, name: str, *, prompts: Path | None = None, stats: Path | None = None, seed: int = 0
 ) -> Pipeline:
-    """The pipeline under the recipe `name`, calibrated first where the recipe needs it and has no file."""
+    """The pipeline under the recipe `name`, calibrated first where the recipe needs it and has no file.
+
+    Raises ValueError for prompts that nothing would look at.
+    """
     recipe = load_recipe(name)
+    calibrates = recipe.needs_stats and not stats
+    if prompts and not (calibrates or recipe.tuning or recipe.correction):
+        why = f"{stats} holds the statistics" if stats else f"recipe {name} needs no calibration"
+        raise ValueError(f"{why}, so --prompts would have no effect; leave it out.")
     samples, texts = calibrated_on(pipeline, prompts)
     known, facts = load_stats(stats) if stats else (None, {})
     if stats:
         check_stats_file(facts, pipeline, recipe)
-    calibrates = recipe.needs_stats and known is None
-    shown = (
-        bar(f"calibrating and quantizing to {name}", len(samples))
-        if calibrates
-        else working(f"quantizing to {name}")
-    )
-    with shown as advance:
-        return quantize_pipeline(
-            pipeline, recipe, samples, texts=texts, seed=seed, stats=known, advance=advance
-        )
+    if calibrates and pipeline.recipe is None:
+        check_recipe(pipeline.denoiser, recipe)
+        with bar("calibrating (the first batch compiles)", len(samples)) as advance:
+            known = calibrate(pipeline, samples, recipe, texts=texts, seed=seed, advance=advance)
+    with working(f"quantizing to {name}"):
+        return quantize_pipeline(pipeline, recipe, samples, texts=texts, seed=seed, stats=known)
 
 
 def calibrated_on(

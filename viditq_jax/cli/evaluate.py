@@ -1,8 +1,10 @@
 """Compare pictures with reference pictures, or recipes with each other: viditq evaluate runs/generate-w8a8
 
-Two folders of `viditq generate` with the same prompts and seed are compared. With --recipes, each recipe is
-made and measured on the model, and on the same model with planted channel outliers; a killed run goes on:
-viditq evaluate --recipes all --out runs/recipes, then viditq report runs/recipes
+Two folders of `viditq generate` with the same prompts and seed are compared: that one, by `viditq generate
+--recipe w8a8`, with runs/generate, by `viditq generate`, where --reference names no other. With --recipes,
+each recipe is made and measured on the model, and on the same model with planted channel outliers
+("stressed"); a killed run goes on: viditq evaluate --recipes all --out runs/recipes, then
+viditq report runs/recipes
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from viditq_jax.cli._common import bar, conditions, quantized, working
-from viditq_jax.generate import CONTACT, generate, share_of
+from viditq_jax.generate import CONTACT, Request, generate, recorded_batch, share_of
 from viditq_jax.load import load_pipeline
 from viditq_jax.replicas import replica_mesh
 
@@ -73,15 +73,19 @@ def run(options: Options) -> Any:
     if options.sampler:
         pipeline = pipeline.with_sampler(options.sampler)
     samples = conditions(options.prompt, options.prompts, options.label, pipeline)
-    if options.recipe:
-        pipeline = quantized(pipeline, options.recipe)
     if options.num is not None:
         if options.num < 1:
             raise ValueError(f"--num is {options.num}; ask for at least one sample.")
         samples = [samples[i % len(samples)] for i in range(options.num)]
-    batch = min(options.batch, len(samples))
-    mine = sum(map(len, share_of(len(samples), batch, options.shard)))
     out = options.out or default_folder(options)
+    # A run of a few samples, which made them all in one small batch, goes on in such batches.
+    batch = min(options.batch, recorded_batch(out) or len(samples))
+    mine = sum(map(len, share_of(len(samples), batch, options.shard)))
+    if options.recipe:
+        wanted = Request(options.seed, batch, options.steps, options.guidance, options.size, options.frames,
+                         options.negative)  # fmt: skip
+        wanted.check(pipeline, samples, out)
+        pipeline = quantized(pipeline, options.recipe)
     started = time.perf_counter()
     with bar("generating (the first batch compiles)", mine) as advance:
         manifest = generate(

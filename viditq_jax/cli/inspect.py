@@ -1,6 +1,7 @@
 """Show an artifact, a checkpoint or a recipe: viditq inspect runs/w8a8 --layers
 
-With --export FILE the denoiser is written as safetensors under the names of the original PyTorch code.
+With --export FILE.safetensors the denoiser is written under the names of the original PyTorch code, and its
+config as FILE.json beside it: viditq convert FILE.safetensors --config FILE.json reads both.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import tyro
 from converters import export, save_safetensors
 from pallas_kernels.tuning import device_name
 from viditq_jax.cli._common import working
+from viditq_jax.files import write_json
 from viditq_jax.load import config_from_json, load_pipeline
 from viditq_jax.pipeline import Pipeline
 from viditq_jax.plugins import find
@@ -52,8 +54,9 @@ def run(options: Options) -> Any:
             raise ValueError(f"{options.what} is a recipe; --layers, --speed and --export need a model.")
         recipe = load_recipe(options.what)
         return recipe.to_json() if options.json else _recipe_text(options.what, recipe)
-    if options.export and options.export.exists():
-        raise ValueError(f"{options.export} exists already; choose another --export.")
+    for file in (options.export, options.export.with_suffix(".json")) if options.export else ():
+        if file.exists():
+            raise ValueError(f"{file} exists already; choose another --export.")
     with working("loading"):
         pipeline = load_pipeline(options.what)
     if options.export:
@@ -228,3 +231,4 @@ def _export(pipeline: Pipeline, path: Path, fmt: str) -> None:
     entry = pipeline.facts["denoiser"]
     config = config_from_json(find("viditq_jax.models", entry["model"]).Config, entry["config"])
     save_safetensors(path, export(pipeline.denoiser, entry["model"], config, format=fmt))
+    write_json(path.with_suffix(".json"), entry["config"])

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from viditq_jax.checkpoint import ArtifactError
+from viditq_jax.checkpoint import KIND
 from viditq_jax.cli._common import quantized
 from viditq_jax.load import load_pipeline
 from viditq_jax.quant.size import weight_bytes
+from viditq_jax.sealed import check_free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Options:
 def run(options: Options) -> Any:
     """Quantize, write, and say how much smaller the quantized weights are."""
     out = options.out or Path("runs") / Path(options.recipe).stem
-    if out.exists() and not options.overwrite:
-        raise ArtifactError(f"{out} exists already; choose another --out, or add --overwrite.")
+    check_free(out, KIND, overwrite=options.overwrite)  # before the work
     pipeline = quantized(
         load_pipeline(options.source),
         options.recipe,

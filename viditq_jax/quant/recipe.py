@@ -299,9 +299,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         except UnicodeDecodeError as error:
             raise RecipeError(f"{name_or_path} is no text ({error.reason}); a recipe is JSON.") from None
     else:
-        near = difflib.get_close_matches(str(name_or_path), packaged, n=3, cutoff=0.4) or sorted(packaged)
+        near = difflib.get_close_matches(str(name_or_path), packaged, n=3, cutoff=0.4)
+        nearest = f"; did you mean {', '.join(near)}?" if near else "."
         raise RecipeError(
-            f"{name_or_path} is neither a packaged recipe nor a file; nearest: {', '.join(near)}. Packaged:"
+            f"{name_or_path} is neither a packaged recipe nor a file{nearest} Packaged:"
             f" {', '.join(sorted(packaged))}."
         )
     try:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+SEEDS = 2**32  # that keys tell apart
+
 # (x [b *shape c], t [b], i []) -> [b *shape c] or [b *shape 2c]
 Denoise = Callable[[Array, Array, Array], Array]
 # (x, t, i, carried) -> (out of the model, carried for the next step, seen in this one)
@@ -105,8 +107,13 @@ def follow(
 
 
 def sample_keys(seed: int, start: int, count: int) -> Key[Array, " count"]:
-    """The keys of samples start, start + 1, ... of a run with this seed."""
-    return _numbered(np.int64(seed), np.arange(start, start + count))
+    """The keys of samples start, start + 1, ... of a run with this seed.
+
+    Raises ValueError for a seed that is no whole number below 2**32: another one would stand for it.
+    """
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < SEEDS:
+        raise ValueError(f"seed is {seed!r}; give a whole number from 0 to {SEEDS - 1}.")
+    return _numbered(np.uint32(seed), np.arange(start, start + count))
 
 
 def step_keys(keys: Key[Array, " b"], i: int | Int[Array, ""]) -> Key[Array, " b"]:

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from PIL import Image
 from converters import export, save_safetensors
 from tests import tiny
 from viditq_jax import cli, plugins
+from viditq_jax.checkpoint import versions
+from viditq_jax.cli import generate as generating
 from viditq_jax.cli import main
 from viditq_jax.cli._cache import FOLDER, SWITCH, keep_programs
 from viditq_jax.cli._common import conditions
@@ -96,6 +100,12 @@ def test_convert_inspect_and_export_give_the_checkpoint_back(
     facts = json.loads(capsys.readouterr().out.split("\n", 1)[1])
     assert facts["parts"]["denoiser"]["model"] == "pixart"
     assert (tmp_path / "again.safetensors").read_bytes() == source.read_bytes()
+    read_back = ["convert", str(tmp_path / "again.safetensors"), "--config", str(tmp_path / "again.json")]
+    assert main([*read_back, "--out", str(tmp_path / "twice"), "--dtype", "float32"]) == 0
+    first, second = (load_pipeline(each).denoiser for each in (out, tmp_path / "twice"))
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    capsys.readouterr()
+    refused(["inspect", str(out), "--export", str(tmp_path / "again.safetensors")], "exists already", capsys)
 
 
 def test_quantize_generate_and_evaluate_work_together(
@@ -126,12 +136,15 @@ def test_statistics_of_a_file_quantize_as_those_made_on_the_way(
 ) -> None:
     """And `inspect` tells, of each layer, the rule and what it did."""
     file = str(tmp_path / "stats.safetensors")
-    source = [str(folder / "float"), "--recipe", "w8a8", "--prompts", prompts]
-    assert main(["calibrate", *source, "--out", file, "--json"]) == 0
+    source, given = [str(folder / "float"), "--recipe", "w8a8"], ["--prompts", prompts]
+    assert main(["calibrate", *source, *given, "--out", file, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["conditions"], facts["ranges"], facts["layers"]) == (2, 1, 14)
     assert facts["peak_bytes"] > facts["bytes"] > 0
-    for name, extra in (("once", ["--stats", file]), ("on-the-way", [])):
+    refused(["quantize", *source, *given, "--stats", file], "--prompts would have no effect", capsys)
+    dynamic = ["quantize", str(folder / "float"), "--recipe", "w8a8-dynamic", *given]
+    refused(dynamic, "needs no calibration, so --prompts would have no effect", capsys)
+    for name, extra in (("once", ["--stats", file]), ("on-the-way", given)):
         assert main(["quantize", *source, *extra, "--out", str(tmp_path / name)]) == 0
     kept, made = (load_pipeline(tmp_path / name).denoiser.params for name in ("once", "on-the-way"))
     jax.tree.map(np.testing.assert_array_equal, kept, made)
@@ -241,6 +254,77 @@ def test_what_exists_is_not_overwritten_without_a_word(
         ["quantize", str(tmp_path / "w8a8"), "--out", str(tmp_path / "twice")], "quantized already", capsys
     )
     assert load_pipeline(tmp_path / "w8a8").recipe is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--steps", "0"], "asked for 0 sampling steps"),
+        (["--size", "17", "16"], "size 17x16 is impossible"),
+        (["--frames", "3"], "makes pictures, not videos"),
+        (["--batch", "0"], "batch is 0; it must be at least 1"),
+        (["--num", "0"], "--num is 0"),
+        (["--shard", "2", "2"], "shard 2 of 2"),
+        (["--negative", "x", "--guidance", "1"], "'x' would have no effect"),
+        (["--seed", "4294967296"], "from 0 to 4294967295"),
+        (["--out", "FILE"], "is a file; choose a folder"),
+    ],
+)
+def test_what_cannot_be_generated_is_said_before_a_calibration(
+    flags: list[str],
+    words: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("x")
+    flags = [str(tmp_path / "file") if each == "FILE" else each for each in flags]
+    monkeypatch.setattr(generating, "quantized", lambda *_: pytest.fail("calibrated first"))
+    out = [] if "--out" in flags else ["--out", str(tmp_path / "out")]
+    source = ["generate", "--model", str(folder / "float"), "--prompt", "gold", "--recipe", "w8a8"]
+    refused([*source, *out, *flags], words, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_hold_an_artifact_is_said_before_a_calibration(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    arguments = ["quantize", str(folder / "float"), "--recipe", "w8a8", "--out", str(tmp_path / "file/x/y")]
+    refused(arguments, r"file/x/y cannot be made: .*file is a file; choose another name", capsys)
+
+
+def test_a_run_of_a_few_samples_is_extended_in_its_own_batches(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "grown"
+    arguments = ["generate", "--model", str(folder / "float"), "--prompt", "gold", "--out", str(out)]
+    assert main([*arguments, "--num", "2"]) == 0
+    first = (out / "00000.png").read_bytes()
+    assert main([*arguments, "--num", "5"]) == 0
+    assert (out / "00000.png").read_bytes() == first
+    assert len(list(out.glob("*.png"))) == 5
+    assert json.loads((out / "generation.json").read_text())["batch"] == 2
+    capsys.readouterr()
+    refused([*arguments, "--num", "5", "--batch", "1"], r"another batch \(batch 2, not 1\)", capsys)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{versions()['viditq-jax']}\n"
+
+
+def test_who_stops_reading_the_output_sees_no_error() -> None:
+    """As `head` does; in a process of its own, whose output is a pipe that nobody reads any more."""
+    line = "import sys; from viditq_jax.cli import main; sys.exit(main(['generate', '--help']))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", line], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_flags_that_would_do_nothing_or_harm_are_refused(

@@ -168,7 +168,7 @@ def test_an_empty_recipe_is_refused():
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_names():
-    with pytest.raises(RecipeError, match=r"w8a9 is neither.*nearest: w8a8"):
+    with pytest.raises(RecipeError, match=r"w8a9 is neither.*did you mean w8a8"):
         load_recipe("w8a9")
 
 
