@@ -13,6 +13,9 @@ from typing import Any
 
 import jax
 
+NO_GPU = "it needs an NVIDIA GPU, and the default device is none"
+NO_TPU = "the default device is no TPU"
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:

@@ -21,6 +21,7 @@ from pallas_kernels import devices, measured
 
 REFERENCE = "reference"
 FALLBACK = "xla"  # fits everywhere, so it is asked last
+_FOR_GPUS = {"mosaic_gpu", "triton", "cudnn"}  # of NVIDIA; their languages take a while to import
 _NOT_IMPLEMENTATIONS = {REFERENCE, FALLBACK, "cases"}
 
 
@@ -63,7 +64,17 @@ def implementations(op: str) -> list[str]:
 
 def explain(op: str, *args: Any, **kwargs: Any) -> dict[str, str | None]:
     """For each implementation, why it cannot compute these arguments, or None where it can."""
-    return {name: _module(op, name).unsupported(*args, **kwargs) for name in implementations(op)}
+    return {name: _unsupported(op, name, args, kwargs) for name in implementations(op)}
+
+
+def _unsupported(op: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why an implementation cannot; one that is for other devices by its name is not even imported."""
+    if name in _FOR_GPUS and devices.default_gpu() is None:
+        return devices.NO_GPU
+    if name == "tpu" and devices.default_tpu() is None:
+        return devices.NO_TPU
+    reason: str | None = _module(op, name).unsupported(*args, **kwargs)
+    return reason
 
 
 def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
@@ -89,8 +100,7 @@ def run(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     known = [*implementations(op), REFERENCE]
     if implementation not in known:
         raise LookupError(f"{op} has no implementation {implementation!r}; choose one of {', '.join(known)}.")
-    module = _module(op, implementation)
-    if implementation != REFERENCE and (reason := module.unsupported(*args, **kwargs)) is not None:
+    if implementation != REFERENCE and (reason := _unsupported(op, implementation, args, kwargs)) is not None:
         raise UnsupportedError(f"{op}: implementation {implementation!r} was asked for, but {reason}.")
     return _run(op, implementation, args, kwargs)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.devices import Gpu, default_gpu
+from pallas_kernels.devices import NO_GPU, Gpu, default_gpu
 
 FLOATS = (jnp.bfloat16, jnp.float16)
 CAPABILITY = (8, 0)
@@ -26,7 +26,7 @@ def unsupported(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> str
 def wrong_device(gpu: Gpu | None) -> str | None:
     """Why cuDNN has no flash attention on a device."""
     if gpu is None:
-        return "it needs an NVIDIA GPU, and the default device is none"
+        return NO_GPU
     if gpu.capability < CAPABILITY:
         major, minor = gpu.capability
         return f"it needs compute capability 8.0, and {gpu.name} has {major}.{minor}"

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import instructions, tuning
 from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target
-from pallas_kernels.devices import default_gpu
+from pallas_kernels.devices import NO_GPU, default_gpu
 from pallas_kernels.hadamard import _registers as registers
 from pallas_kernels.rows import CANDIDATES, Tiles, fitting, ranked
 
@@ -28,7 +28,7 @@ def unsupported(x: jax.Array, *, block: int, regular: bool) -> str | None:
     """Why the kernel cannot run on the default device, or not with these blocks or shapes."""
     gpu = default_gpu()
     if gpu is None:
-        return "the default device is no NVIDIA GPU"
+        return NO_GPU
     if gpu.capability < LEAST_CAPABILITY:
         return f"{gpu.name} has compute capability {gpu.capability}, and {LEAST_CAPABILITY} is needed"
     if (reason := registers.misfit(block, regular)) is not None:

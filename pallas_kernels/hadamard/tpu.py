@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import lanes, tuning
-from pallas_kernels.devices import default_tpu
+from pallas_kernels.devices import NO_TPU, default_tpu
 from pallas_kernels.hadamard import _lanes
 
 
 def unsupported(x: jax.Array, *, block: int, regular: bool) -> str | None:
     """Why the kernel cannot run on the default device, or not with these blocks or shapes."""
     if default_tpu() is None:
-        return "the default device is no TPU"
+        return NO_TPU
     return _lanes.misfit(x.shape[1], block, regular) or lanes.misfit(x)
 
 

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels import tuning
 from pallas_kernels.compat import COMPILED, LEAST_CAPABILITY, Target
-from pallas_kernels.devices import default_gpu
+from pallas_kernels.devices import NO_GPU, default_gpu
 from pallas_kernels.hadamard import _registers as registers
 from pallas_kernels.quantize_rows import xla
 from pallas_kernels.quantize_rows._channels import of_channels
@@ -33,7 +33,7 @@ def unsupported(x: jax.Array, *, dtype: DTypeLike, **options: Any) -> str | None
     """Why the kernel cannot run on the default device, or not with these shapes."""
     gpu = default_gpu()
     if gpu is None:
-        return "the default device is no NVIDIA GPU"
+        return NO_GPU
     least = max(LEAST_CAPABILITY, (8, 9) if dtype == jnp.float8_e4m3fn else (0, 0))
     if gpu.capability < least:
         return f"{gpu.name} has compute capability {gpu.capability}, and {least} is needed"

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
 from pallas_kernels import lanes, tuning
-from pallas_kernels.devices import default_tpu
+from pallas_kernels.devices import NO_TPU, default_tpu
 from pallas_kernels.hadamard import _lanes
 from pallas_kernels.quantize_rows._channels import of_channels
 from pallas_kernels.quantize_rows.reference import Result, normalized, quantized
@@ -31,7 +31,7 @@ _Operand = tuple[jax.Array, pl.BlockSpec]
 def unsupported(x: jax.Array, *, block: int | None, regular: bool, **_: Any) -> str | None:
     """Why the kernel cannot run on the default device, or not with these shapes, or is of no use."""
     if default_tpu() is None:
-        return "the default device is no TPU"
+        return NO_TPU
     if block is None:
         return "XLA keeps nothing in memory between the steps of rows that are not rotated"
     return _lanes.misfit(x.shape[1], block, regular) or lanes.misfit(x)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels import tuning
 from pallas_kernels.compat import COMPILED, Target
-from pallas_kernels.devices import Gpu, default_gpu
+from pallas_kernels.devices import NO_GPU, Gpu, default_gpu
 from pallas_kernels.scaled_matmul._sm90 import Tiles, most_stages, product
 from pallas_kernels.scaled_matmul._sm90_epilogue import PART
 
@@ -38,7 +38,7 @@ def unsupported(
 def wrong_device(gpu: Gpu | None) -> str | None:
     """Why the kernel does not run on a device."""
     if gpu is None:
-        return "it needs an NVIDIA GPU, and the default device is none"
+        return NO_GPU
     if gpu.capability != CAPABILITY:
         major, minor = gpu.capability
         return f"it is written for compute capability 9.0 (Hopper), and {gpu.name} has {major}.{minor}"

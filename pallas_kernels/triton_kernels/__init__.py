@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pallas_kernels.devices import default_gpu
+from pallas_kernels.devices import NO_GPU, default_gpu
 
 LEAST_CAPABILITY = (8, 0)  # the first with int8 products of 16 x 8 x 32 and copies past the registers
 PACKAGES = {"triton": "triton", "jax_triton": "jax-triton"}
@@ -55,7 +55,7 @@ def wrong_device() -> str | None:
     """Why none of the kernels runs on the default device."""
     gpu = default_gpu()
     if gpu is None:
-        return "it needs an NVIDIA GPU, and the default device is none"
+        return NO_GPU
     if gpu.capability < LEAST_CAPABILITY:
         least, found = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, gpu.capability))
         return f"it needs compute capability {least}, and {gpu.name} has {found}"

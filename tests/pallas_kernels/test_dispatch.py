@@ -87,3 +87,17 @@ def test_calls_that_are_alike_share_one_trace_and_others_have_their_own(monkeypa
     with dispatch.choices() as made:
         jax.eval_shape(lambda x: [scaled_matmul(x, X, ONE, ONE * i) for i in (1, 2)], X)
     assert len(made) == 2, "a choice is heard for every call, traced or not"
+
+
+def test_kernels_for_other_devices_are_not_imported_to_learn_that_they_cannot(monkeypatch):
+    asked, real = [], dispatch._module
+    monkeypatch.setattr(dispatch, "_module", lambda op, name: (asked.append(name), real(op, name))[1])
+    reasons = dispatch.explain("quantize_rows", X.astype(jnp.float32), spec=None)
+    assert (reasons["mosaic_gpu"], reasons["triton"], reasons["tpu"]) == (
+        devices.NO_GPU, devices.NO_GPU, devices.NO_TPU,
+    )  # fmt: skip
+    assert not {"mosaic_gpu", "triton", "tpu"} & {*asked}
+    with devices.tracing_for(devices.Tpu("TPU v5e")):
+        dispatch.explain("hadamard", X.astype(jnp.float32), block=4, regular=False)
+    assert "tpu" in asked
+    assert "mosaic_gpu" not in asked

@@ -62,5 +62,5 @@ def test_the_kernel_lowers_for_cuda(m, k, block, regular):
 
 def test_a_cpu_is_no_place_for_the_kernel():
     reasons = dispatch.explain("hadamard", jnp.ones((4, 128)), block=32, regular=False)
-    assert reasons["mosaic_gpu"] == "the default device is no NVIDIA GPU"
+    assert reasons["mosaic_gpu"] == "it needs an NVIDIA GPU, and the default device is none"
     assert reasons["xla"] is None

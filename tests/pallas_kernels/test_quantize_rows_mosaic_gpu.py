@@ -135,7 +135,7 @@ def test_the_kernel_lowers_for_cuda(case):
 
 def test_a_cpu_is_no_place_for_the_kernel():
     reasons = dispatch.explain("quantize_rows", X, **PLAIN)
-    assert reasons["mosaic_gpu"] == "the default device is no NVIDIA GPU"
+    assert reasons["mosaic_gpu"] == "it needs an NVIDIA GPU, and the default device is none"
     assert reasons["xla"] is None
-    with pytest.raises(UnsupportedError, match="the default device is no NVIDIA GPU"):
+    with pytest.raises(UnsupportedError, match="it needs an NVIDIA GPU, and the default device is none"):
         quantize_rows(X, implementation="mosaic_gpu")
