@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from diffusers import PixArtSigmaPipeline
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import T5Tokenizer
 
@@ -73,7 +73,11 @@ def test_cleaning_equals_diffusers(pipeline, caption):
     assert clean_caption(caption) == expected(pipeline, caption)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::bs4.MarkupResemblesLocatorWarning"
+)  # a caption may look like a file name
 @given(st.text([chr(sign) for sign in range(32, 127) if chr(sign) not in "<&"]))
+@example(".HTM")
 def test_what_is_called_plain_no_library_changes(text):
     assert conditions._is_plain(text)
     assert ftfy.fix_text(text) == bs4.BeautifulSoup(text, features="html.parser").text == text
